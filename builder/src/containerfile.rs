@@ -1,0 +1,266 @@
+//! What does the Containerfile say? Text in, stages of located instructions out; pure.
+//!
+//! The whole language as BuildKit reads it; where builders disagree, BuildKit's way unless
+//! `builder/DIFFERENCES.md` says otherwise. Parsing never opens a file and expands no variable: expansion needs the environment of a
+//! base image, so a [`Word`] stays raw until the step that uses it runs.
+
+pub mod parse;
+pub mod words;
+
+/// A parsed file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Containerfile {
+    /// The name that errors and reports show.
+    pub file: String,
+    /// `\` or `` ` ``, from the `# escape=` directive.
+    pub escape: char,
+    /// `ARG`s before the first `FROM`; visible to `FROM` lines, and to stages that repeat the name.
+    pub global_args: Vec<Located<Vec<ArgDeclaration>>>,
+    /// At least one, in file order.
+    pub stages: Vec<Stage>,
+}
+
+/// A `FROM` and what follows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// The `FROM` line.
+    pub location: Location,
+    /// The image, stage or context as written; global `ARG`s not yet expanded.
+    pub base: Word,
+    /// `AS name`, lower case.
+    pub name: Option<String>,
+    /// `--platform`, not yet expanded.
+    pub platform: Option<Word>,
+    /// In file order.
+    pub instructions: Vec<Located<Instruction>>,
+}
+
+/// Where an instruction stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// First line, from 1.
+    pub line: usize,
+    /// Last line, heredoc bodies included.
+    pub last_line: usize,
+    /// The instruction's text as written, continuation lines joined, without heredoc bodies.
+    pub text: String,
+}
+
+/// Something and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located<T> {
+    /// Where.
+    pub location: Location,
+    /// What.
+    pub value: T,
+}
+
+/// Text that may hold quotes, escapes and variables, as written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Word(pub String);
+
+/// `ARG name[=default]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArgDeclaration {
+    /// Variable name.
+    pub name: String,
+    /// Default, not yet expanded.
+    pub default: Option<Word>,
+}
+
+/// `<<EOF … EOF`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heredoc {
+    /// The delimiter without quotes.
+    pub name: String,
+    /// Body with line ends; tabs already stripped for `<<-`.
+    pub content: String,
+    /// False if the delimiter was quoted.
+    pub expand: bool,
+    /// `<<-`.
+    pub strip_tabs: bool,
+}
+
+/// RUN, CMD, ENTRYPOINT: run by the stage's shell, or as given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandForm {
+    /// One string for the shell, kept as written (continuations joined, comments between them removed).
+    Shell(String),
+    /// The JSON array.
+    Exec(Vec<String>),
+}
+
+/// One instruction of a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Instruction {
+    /// `RUN`
+    Run(Run),
+    /// `COPY`
+    Copy(Transfer),
+    /// `ADD`
+    Add(Transfer),
+    /// `ARG`
+    Arg(Vec<ArgDeclaration>),
+    /// `ENV`, in order; both forms.
+    Env(Vec<(Word, Word)>),
+    /// `LABEL`, in order.
+    Label(Vec<(Word, Word)>),
+    /// `WORKDIR`
+    Workdir(Word),
+    /// `USER`
+    User(Word),
+    /// `SHELL`
+    Shell(Vec<String>),
+    /// `CMD`
+    Cmd(CommandForm),
+    /// `ENTRYPOINT`
+    Entrypoint(CommandForm),
+    /// `EXPOSE`
+    Expose(Vec<Word>),
+    /// `STOPSIGNAL`
+    StopSignal(Word),
+    /// `VOLUME`, either form.
+    Volume(Vec<Word>),
+    /// `MAINTAINER`
+    Maintainer(String),
+    /// `HEALTHCHECK`
+    Healthcheck(Healthcheck),
+    /// `ONBUILD`: the trigger's text, checked by parsing it.
+    Onbuild(String),
+}
+
+/// `HEALTHCHECK NONE` or a command with its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Healthcheck {
+    /// `NONE`
+    None,
+    /// `[flags] CMD …`; durations in nanoseconds as the image configuration holds them.
+    Command {
+        /// The command.
+        command: CommandForm,
+        /// `--interval`
+        interval_nanos: Option<u64>,
+        /// `--timeout`
+        timeout_nanos: Option<u64>,
+        /// `--start-period`
+        start_period_nanos: Option<u64>,
+        /// `--start-interval`
+        start_interval_nanos: Option<u64>,
+        /// `--retries`
+        retries: Option<u32>,
+    },
+}
+
+/// A RUN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The command; with heredocs the shell string still holds its `<<EOF` words and the bodies are in `heredocs`.
+    pub command: CommandForm,
+    /// In order of their `<<` words.
+    pub heredocs: Vec<Heredoc>,
+    /// `--mount`, in order.
+    pub mounts: Vec<Mount>,
+    /// `--network`
+    pub network: Network,
+}
+
+/// `--network`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Network {
+    /// The build's own.
+    #[default]
+    Default,
+    /// Loopback only.
+    None,
+    /// The host's (the pod's).
+    Host,
+}
+
+/// One `--mount`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// `type=`, and what belongs to it.
+    pub kind: MountKind,
+    /// `target=`, `dst=`, `destination=`; may be absent for a secret.
+    pub target: Option<Word>,
+    /// `rw`/`readwrite` or `ro`/`readonly`; none if unsaid.
+    pub read_write: Option<bool>,
+}
+
+/// `--mount=type=…`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountKind {
+    /// From the context, a stage, a named context or an image.
+    Bind {
+        /// `from=`
+        from: Option<Word>,
+        /// `source=`
+        source: Option<Word>,
+    },
+    /// A directory that outlives the step.
+    Cache {
+        /// `id=`
+        id: Option<Word>,
+        /// `from=`
+        from: Option<Word>,
+        /// `source=`
+        source: Option<Word>,
+        /// `sharing=`: shared, private, locked.
+        sharing: String,
+        /// `mode=`
+        mode: Option<u32>,
+        /// `uid=`
+        uid: Option<u32>,
+        /// `gid=`
+        gid: Option<u32>,
+    },
+    /// An empty tmpfs.
+    Tmpfs {
+        /// `size=`
+        size_bytes: Option<u64>,
+    },
+    /// A file that never reaches the image.
+    Secret {
+        /// `id=`
+        id: Option<String>,
+        /// `required=`
+        required: bool,
+        /// `mode=`
+        mode: Option<u32>,
+        /// `uid=`
+        uid: Option<u32>,
+        /// `gid=`
+        gid: Option<u32>,
+        /// `env=`: give it as a variable too.
+        env: Option<String>,
+    },
+}
+
+/// COPY or ADD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Files, wildcards, URLs; at least one source or heredoc.
+    pub sources: Vec<Word>,
+    /// Inline files, each with the name of its delimiter.
+    pub heredocs: Vec<Heredoc>,
+    /// Where to.
+    pub destination: Word,
+    /// `--from`
+    pub from: Option<Word>,
+    /// `--chown`
+    pub chown: Option<Word>,
+    /// `--chmod`
+    pub chmod: Option<Word>,
+    /// `--link`
+    pub link: bool,
+    /// `--parents`
+    pub parents: bool,
+    /// `--exclude`
+    pub exclude: Vec<Word>,
+    /// `--checksum` (ADD)
+    pub checksum: Option<Word>,
+    /// `--keep-git-dir` (ADD)
+    pub keep_git_dir: bool,
+    /// `--unpack` (ADD)
+    pub unpack: Option<bool>,
+}

@@ -1,0 +1,1 @@
+//! Quotes, escapes and variables of a [`super::Word`].

@@ -1,0 +1,100 @@
+//! What passes between the controller and the build pod: exit codes and the `BuildReport`.
+//!
+//! The report is the container's termination message, so it is at most [`REPORT_LIMIT_BYTES`] long. The
+//! controller believes its digest only after the registry has confirmed it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::Class;
+
+/// Kubernetes keeps 4096 bytes of a container's termination message.
+pub const REPORT_LIMIT_BYTES: usize = 4096;
+
+/// The report's layout; another number is refused by the controller.
+pub const REPORT_VERSION: u32 = 1;
+
+/// Annotation on the pushed manifest: the UID of the MachineOSBuild that it was built for. A retried pod,
+/// and a controller whose pod is gone, accept the build's tag only with this value.
+pub const BUILD_UID_ANNOTATION: &str = "strata.image-mode.dev/build-uid";
+
+/// What a build came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildReport {
+    /// [`REPORT_VERSION`].
+    pub version: u32,
+    /// The pushed image, or why there is none.
+    pub outcome: Outcome,
+    /// The tier that ran: `userns`, `root`.
+    pub tier: String,
+    /// Wall time of each phase in milliseconds, in the order they began.
+    pub phases: Vec<PhaseTime>,
+    /// Largest resident set of the builder process, in bytes.
+    #[serde(default)]
+    pub peak_rss_bytes: u64,
+}
+
+/// How a build ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "result")]
+pub enum Outcome {
+    /// The image is in the registry.
+    #[serde(rename_all = "camelCase")]
+    Pushed {
+        /// Of the manifest.
+        digest: Digest,
+        /// Compressed size of all layers and the configuration.
+        size_bytes: u64,
+        /// Layers in the manifest, the base's included.
+        layers: usize,
+        /// Bytes of blobs sent to the registry by this run.
+        sent_bytes: u64,
+        /// Found in the registry from an earlier attempt, not built again.
+        #[serde(default)]
+        already_there: bool,
+    },
+    /// There is no image.
+    Failed(Failure),
+}
+
+/// Why a build failed, in the words of the user's own file where it was that file's doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Who can end it.
+    pub class: Class,
+    /// One sentence, causes joined by `: `.
+    pub message: String,
+    /// The instruction that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<FailedStep>,
+}
+
+/// The instruction that failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedStep {
+    /// File name as given to the builder.
+    pub file: String,
+    /// First line of the instruction, from 1.
+    pub line: usize,
+    /// The instruction as written, joined to one line and shortened.
+    pub text: String,
+    /// Exit status of the command; none if it was no command or was killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_status: Option<i32>,
+    /// The last lines of its output, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub output: Vec<String>,
+}
+
+/// How long a phase took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseTime {
+    /// `plan`, `pull`, `steps`, `layers`, `push`.
+    pub name: String,
+    /// Wall time.
+    pub millis: u64,
+}

@@ -1,0 +1,64 @@
+//! What kind of failure is this, and who can end it?
+//!
+//! Every error of both crates answers [`Class`] from a match without a wildcard; the class decides
+//! between a retry, a condition on the user's object and an error log, and the builder's exit code.
+
+use serde::{Deserialize, Serialize};
+
+/// Who can make the failure go away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Class {
+    /// May pass by itself: a network that resets, a registry that is busy.
+    Transient,
+    /// Somebody must change an object or a right.
+    User(UserCause),
+    /// A bug, or an environment that won't change.
+    Permanent(PermanentCause),
+}
+
+/// What the user has to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum UserCause {
+    /// The content: a Containerfile, a context, a step that failed.
+    Content,
+    /// A right: credentials, access to a repository.
+    Rights,
+}
+
+/// Why it will stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PermanentCause {
+    /// The caller asked for something that the contract doesn't know.
+    Contract,
+    /// Ours, or the machine's.
+    Internal,
+}
+
+impl Class {
+    /// A step or file that its author must change.
+    pub const CONTENT: Class = Class::User(UserCause::Content);
+    /// A right that somebody must grant.
+    pub const RIGHTS: Class = Class::User(UserCause::Rights);
+    /// A wrong call of this program.
+    pub const CONTRACT: Class = Class::Permanent(PermanentCause::Contract);
+    /// A bug or an unsuitable machine.
+    pub const INTERNAL: Class = Class::Permanent(PermanentCause::Internal);
+
+    /// The builder's exit code, from sysexits: 75 tempfail, 65 dataerr, 77 noperm, 64 usage, 70 software.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Class::Transient => 75,
+            Class::User(UserCause::Content) => 65,
+            Class::User(UserCause::Rights) => 77,
+            Class::Permanent(PermanentCause::Contract) => 64,
+            Class::Permanent(PermanentCause::Internal) => 70,
+        }
+    }
+}
+
+/// An error that knows its class.
+pub trait Classify {
+    /// The class of this failure.
+    fn class(&self) -> Class;
+}

@@ -1,0 +1,7 @@
+//! Builds a bootable-container image from a Containerfile and pushes it by digest.
+
+pub mod containerfile;
+pub mod contract;
+pub mod digest;
+pub mod error;
+pub mod image;
