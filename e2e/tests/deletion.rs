@@ -1,0 +1,140 @@
+//! What goes when a build or a config is deleted, and what stays.
+
+use anyhow::{Context, Result, ensure};
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use serde_json::json;
+use strata_e2e::fixtures::{endless, quick};
+use strata_e2e::wait::{REACTION, eventually};
+use strata_e2e::world::{PREFIX, delete_and_wait, gone, text};
+use strata_e2e::{World, registry};
+
+#[tokio::test]
+async fn deleting_a_running_build_stops_its_job_and_the_config_starts_another() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("stopped").await?;
+    pool.configure(&endless("stop")).await?;
+    let build = pool.build_in("Building", &[]).await?;
+    let job = world
+        .jobs()
+        .get(&format!("build-{}", build.name_any()))
+        .await?;
+    world
+        .os_builds()
+        .delete(&build.name_any(), &DeleteParams::default())
+        .await?;
+    eventually("the Job to go", REACTION, || async {
+        Ok(world
+            .jobs()
+            .get_opt(&job.name_any())
+            .await?
+            .is_none_or(|now| now.metadata.uid != job.metadata.uid)
+            .then_some(()))
+    })
+    .await?;
+    eventually(
+        "another build, for the config still wants one",
+        REACTION,
+        || async {
+            Ok(pool
+                .builds()
+                .await?
+                .iter()
+                .any(|b| b.metadata.uid != build.metadata.uid)
+                .then_some(()))
+        },
+    )
+    .await?;
+    pool.remove().await
+}
+
+#[tokio::test]
+async fn deleting_a_succeeded_build_that_nothing_needs_deletes_its_image() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("deleted").await?;
+    pool.configure(&quick("old")).await?;
+    let (old, old_image) = pool.succeeds(&[]).await?;
+    pool.edit(&quick("new")).await?;
+    let (_, new_image) = pool
+        .succeeds(&[old.metadata.uid.clone().unwrap_or_default()])
+        .await?;
+    ensure!(
+        registry::holds(&old_image).await?,
+        "a succeeded build keeps its image"
+    );
+    delete_and_wait(
+        &world.os_builds(),
+        &old.name_any(),
+        &DeleteParams::default(),
+    )
+    .await?;
+    ensure!(
+        !registry::holds(&old_image).await?,
+        "{old_image} is still there"
+    );
+    ensure!(registry::holds(&new_image).await?, "{new_image} is needed");
+    pool.remove().await
+}
+
+#[tokio::test]
+async fn deleting_the_config_takes_builds_jobs_secrets_and_images_away() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("taken").await?;
+    pool.configure(&quick("one")).await?;
+    let (first, first_image) = pool.succeeds(&[]).await?;
+    pool.edit(&endless("two")).await?;
+    let second = pool
+        .build_in(
+            "Building",
+            &[first.metadata.uid.clone().unwrap_or_default()],
+        )
+        .await?;
+    delete_and_wait(&world.os_configs(), "taken", &DeleteParams::default()).await?;
+    ensure!(pool.builds().await?.is_empty());
+    gone(&world.jobs(), &format!("build-{}", second.name_any())).await?;
+    let labelled = ListParams::default().labels(&format!("{PREFIX}machine-os-config=taken"));
+    eventually("ConfigMaps and Secrets to go", REACTION, || async {
+        let left = world.config_maps().list(&labelled).await?.items.len()
+            + world.secrets().list(&labelled).await?.items.len();
+        Ok((left == 0).then_some(()))
+    })
+    .await?;
+    ensure!(!registry::holds(&first_image).await?);
+    ensure!(
+        !registry::holds(&text(&second, "/spec/renderedImagePushSpec").context("a push spec")?)
+            .await?
+    );
+    pool.remove().await
+}
+
+#[tokio::test]
+async fn an_image_that_a_node_names_stays() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("needed").await?;
+    pool.configure(&quick("needed")).await?;
+    let (_, image) = pool.succeeds(&[]).await?;
+    let node = world
+        .nodes()
+        .list(&ListParams::default())
+        .await?
+        .items
+        .first()
+        .context("a node")?
+        .name_any();
+    let annotate = |value: serde_json::Value| {
+        Patch::Merge(json!({"metadata": {"annotations": {format!("{PREFIX}currentImage"): value}}}))
+    };
+    world
+        .nodes()
+        .patch(&node, &PatchParams::default(), &annotate(json!(image)))
+        .await?;
+    let removed = pool.remove().await;
+    let kept = registry::holds(&image).await;
+    world
+        .nodes()
+        .patch(&node, &PatchParams::default(), &annotate(json!(null)))
+        .await?;
+    removed?;
+    ensure!(kept?, "{image} was deleted though node {node} runs it");
+    Ok(())
+}
