@@ -83,12 +83,20 @@ pub struct Hashing<T> {
 impl<T> Hashing<T> {
     /// Starts at zero bytes.
     pub fn new(inner: T) -> Self {
-        Self { inner, hasher: Sha256::new(), size_bytes: 0 }
+        Self {
+            inner,
+            hasher: Sha256::new(),
+            size_bytes: 0,
+        }
     }
 
     /// The inner value, the digest of all that passed, and how many bytes that was.
     pub fn finish(self) -> (T, Digest, u64) {
-        (self.inner, Digest(self.hasher.finalize().into()), self.size_bytes)
+        (
+            self.inner,
+            Digest(self.hasher.finalize().into()),
+            self.size_bytes,
+        )
     }
 
     fn passed(&mut self, bytes: &[u8]) {
@@ -130,7 +138,13 @@ mod tests {
 
     #[test]
     fn only_lower_case_sha256_parses() {
-        for text in ["", "sha256:", "md5:00", &format!("sha256:{}", "A".repeat(64)), &"0".repeat(64)] {
+        for text in [
+            "",
+            "sha256:",
+            "md5:00",
+            &format!("sha256:{}", "A".repeat(64)),
+            &"0".repeat(64),
+        ] {
             assert_eq!(text.parse::<Digest>(), Err(InvalidDigest(text.to_owned())));
         }
     }
@@ -140,6 +154,9 @@ mod tests {
         let mut writer = Hashing::new(Vec::new());
         writer.write_all(b"abc").unwrap();
         let (bytes, digest, size_bytes) = writer.finish();
-        assert_eq!((bytes.as_slice(), digest, size_bytes), (&b"abc"[..], Digest::of(b"abc"), 3));
+        assert_eq!(
+            (bytes.as_slice(), digest, size_bytes),
+            (&b"abc"[..], Digest::of(b"abc"), 3)
+        );
     }
 }

@@ -5,3 +5,5 @@ pub mod contract;
 pub mod digest;
 pub mod error;
 pub mod image;
+pub mod overlay;
+pub mod sandbox;
