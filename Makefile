@@ -1,0 +1,14 @@
+# `make help` lists what there is.
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\): .*##/  make \1\t/p;s/^\([a-z-]*\):  *##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+
+check:           ## formatting, lints, unit and property tests; no cluster
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo test --locked -p strata-builder -p strata-controller
+
+test: check      ## everything
+
+.PHONY: help check test
