@@ -11,4 +11,14 @@ check:           ## formatting, lints, unit and property tests; no cluster
 
 test: check      ## everything
 
-.PHONY: help check test
+up:              ## the test cluster (e2e/cluster), built first if it isn't
+	@e2e/setup cluster
+	@e2e/cluster/up.sh
+
+down:            ## ends the test cluster and removes its state
+	@e2e/cluster/down.sh
+
+status:          ## which programs of the test cluster run
+	@e2e/cluster/status.sh
+
+.PHONY: help check test up down status
