@@ -1,1 +1,323 @@
-//! Text → [`super::Containerfile`].
+//! Text → [`Containerfile`]; the rules of BuildKit's parser.
+
+mod instruction;
+mod lines;
+#[cfg(test)]
+mod tests;
+
+use super::{ArgDeclaration, Containerfile, Instruction, Located, Location, Stage, Word};
+use crate::error::{Class, Classify};
+use lines::{Logical, Reader};
+
+/// A file that can't be read as a Containerfile, with the place and the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{file}, line {line}, column {column}: {fault}\n  {source_line}\n  {caret:>column$}",
+    caret = '^'
+)]
+pub struct ParseError {
+    /// As given to [`parse`].
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    /// The physical line, without tabs.
+    pub source_line: String,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Nothing but comments.
+    #[error("the file has no instructions; start with FROM")]
+    Empty,
+    /// `# escape=`
+    #[error("the escape directive must be a backslash or a backtick, not {0:?}")]
+    Escape(String),
+    /// `<<NAME` without its end.
+    #[error("the heredoc {0} is never closed: no line consists of {0} alone")]
+    UnclosedHeredoc(String),
+    /// An instruction that does not exist.
+    #[error("unknown instruction {name}{}", did_you_mean(.suggestion.as_deref()))]
+    UnknownInstruction {
+        /// As written.
+        name: String,
+        /// The nearest that exists.
+        suggestion: Option<String>,
+    },
+    /// A flag that the instruction does not have.
+    #[error("{instruction} has no flag {flag}{}", did_you_mean(.suggestion.as_deref()))]
+    UnknownFlag {
+        /// The instruction.
+        instruction: String,
+        /// As written, without its value.
+        flag: String,
+        /// The nearest that exists.
+        suggestion: Option<String>,
+    },
+    /// A flag's value that makes no sense.
+    #[error("{flag} can't be {value:?}: {wanted}")]
+    FlagValue {
+        /// The flag.
+        flag: String,
+        /// As written.
+        value: String,
+        /// What it may be.
+        wanted: String,
+    },
+    /// A flag given twice.
+    #[error("{0} is given twice")]
+    RepeatedFlag(String),
+    /// Too few or too many words.
+    #[error("{instruction} needs {wanted}")]
+    Arguments {
+        /// The instruction.
+        instruction: String,
+        /// What it needs.
+        wanted: &'static str,
+    },
+    /// A word without `=` where one is needed.
+    #[error("{word:?} has no = ; write NAME=value")]
+    NoEquals {
+        /// The word.
+        word: String,
+    },
+    /// Something else before the first FROM.
+    #[error("{0} stands before the first FROM; only ARG may")]
+    BeforeFrom(String),
+    /// A name that is none.
+    #[error(
+        "{0:?} is no name for a stage: it must start with a letter and hold only letters, digits, '-', '_' and '.'"
+    )]
+    StageName(String),
+    /// A name given twice.
+    #[error("two stages are called {0}")]
+    RepeatedStage(String),
+    /// A trigger that may not be one.
+    #[error("{0} can't be an ONBUILD trigger")]
+    Trigger(String),
+}
+
+fn did_you_mean(suggestion: Option<&str>) -> String {
+    suggestion
+        .map(|s| format!("; did you mean {s}?"))
+        .unwrap_or_default()
+}
+
+impl Fault {
+    /// The part of the line that the caret should point at.
+    fn quoted(&self) -> &str {
+        match self {
+            Fault::Empty => "",
+            Fault::Escape(text)
+            | Fault::UnclosedHeredoc(text)
+            | Fault::RepeatedFlag(text)
+            | Fault::BeforeFrom(text)
+            | Fault::StageName(text)
+            | Fault::RepeatedStage(text)
+            | Fault::Trigger(text)
+            | Fault::UnknownInstruction { name: text, .. }
+            | Fault::UnknownFlag { flag: text, .. }
+            | Fault::FlagValue { flag: text, .. }
+            | Fault::Arguments {
+                instruction: text, ..
+            }
+            | Fault::NoEquals { word: text } => text,
+        }
+    }
+}
+
+impl ParseError {
+    fn new(file: &str, source: &[&str], first: usize, last: usize, fault: Fault) -> Self {
+        let quoted = fault.quoted();
+        let span = first..=last.min(source.len()).max(first);
+        let place = span.clone().find_map(|line| {
+            let text = source.get(line - 1)?;
+            let at = text
+                .to_ascii_lowercase()
+                .find(&quoted.to_ascii_lowercase())?;
+            Some((
+                line,
+                text.get(..at)
+                    .map_or(1, |before| before.chars().count() + 1),
+            ))
+        });
+        let (line, column) = place.filter(|_| !quoted.is_empty()).unwrap_or((first, 1));
+        let source_line = source
+            .get(line - 1)
+            .unwrap_or(&"")
+            .replace('\t', " ")
+            .chars()
+            .take(200)
+            .collect();
+        Self {
+            file: file.to_owned(),
+            line,
+            column: column.min(200),
+            source_line,
+            fault,
+        }
+    }
+}
+
+impl Classify for ParseError {
+    fn class(&self) -> Class {
+        Class::CONTENT
+    }
+}
+
+/// Reads a whole file; `file` is the name that errors show.
+///
+/// # Errors
+/// User: anything that BuildKit refuses too, at its place.
+pub fn parse(text: &str, file: &str) -> Result<Containerfile, ParseError> {
+    let mut reader = Reader::new(text, file)?;
+    let mut parsed = Containerfile {
+        file: file.to_owned(),
+        escape: reader.escape,
+        global_args: Vec::new(),
+        stages: Vec::new(),
+    };
+    while let Some(mut logical) = reader.next_logical() {
+        let (name, rest) = instruction::split_name(&logical.text);
+        let (name, rest) = (name.to_ascii_uppercase(), rest.to_owned());
+        let heredocs = match instruction::takes_heredocs(&name, &rest) {
+            true => reader.heredocs(&mut logical)?,
+            false => Vec::new(),
+        };
+        let read = match name.as_str() {
+            "FROM" => from(&rest, &logical, reader.escape).map(|stage| {
+                parsed.stages.push(stage);
+            }),
+            _ => instruction::read(&name, &rest, heredocs, reader.escape)
+                .and_then(|value| place(&mut parsed, &name, value, &logical)),
+        };
+        read.map_err(|fault| reader.fault_in(&logical, fault))?;
+        if let Some(fault) = repeated_stage(&parsed.stages) {
+            return Err(reader.fault_in(&logical, fault));
+        }
+    }
+    match parsed.stages.is_empty() {
+        true => Err(reader.fault(1, Fault::Empty)),
+        false => Ok(parsed),
+    }
+}
+
+fn place(
+    parsed: &mut Containerfile,
+    name: &str,
+    value: Instruction,
+    logical: &Logical,
+) -> Result<(), Fault> {
+    let location = location(logical);
+    match (parsed.stages.last_mut(), value) {
+        (Some(stage), value) => stage.instructions.push(Located { location, value }),
+        (None, Instruction::Arg(value)) => parsed.global_args.push(Located { location, value }),
+        (None, _) => return Err(Fault::BeforeFrom(name.to_owned())),
+    }
+    Ok(())
+}
+
+fn location(logical: &Logical) -> Location {
+    Location {
+        line: logical.line,
+        last_line: logical.last_line,
+        text: logical.text.clone(),
+    }
+}
+
+fn repeated_stage(stages: &[Stage]) -> Option<Fault> {
+    let (last, before) = stages.split_last()?;
+    let name = last.name.as_ref()?;
+    before
+        .iter()
+        .any(|stage| stage.name.as_ref() == Some(name))
+        .then(|| Fault::RepeatedStage(name.clone()))
+}
+
+fn from(rest: &str, logical: &Logical, escape: char) -> Result<Stage, Fault> {
+    let (flags, rest) = instruction::flags("FROM", rest, escape, &["platform"])?;
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let (base, name) = match words[..] {
+        [base] => (base, None),
+        [base, keyword, name] if keyword.eq_ignore_ascii_case("as") => {
+            (base, Some(name.to_lowercase()))
+        }
+        _ => {
+            return Err(Fault::Arguments {
+                instruction: "FROM".to_owned(),
+                wanted: "an image, or an image followed by AS and a name",
+            });
+        }
+    };
+    if let Some(name) = &name {
+        let proper = name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if !proper {
+            return Err(Fault::StageName(name.clone()));
+        }
+    }
+    let platform = flags
+        .into_iter()
+        .next_back()
+        .map(|flag| Word(flag.value.unwrap_or_default()));
+    Ok(Stage {
+        location: location(logical),
+        base: Word(base.to_owned()),
+        name,
+        platform,
+        instructions: Vec::new(),
+    })
+}
+
+/// The words of a line with their quotes and escapes kept.
+pub(super) fn words_of(text: &str, escape: char) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quote: Option<char> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match quote {
+            None if c.is_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+                continue;
+            }
+            None if c == '\'' || c == '"' => quote = Some(c),
+            Some(open) if c == open => quote = None,
+            _ => {}
+        }
+        word.push(c);
+        // nothing can be escaped between single quotes
+        if c == escape && quote != Some('\'') {
+            word.extend(chars.next());
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+/// `NAME` or `NAME=default` words.
+fn declarations(words: &[String]) -> Vec<ArgDeclaration> {
+    words
+        .iter()
+        .map(|word| match word.split_once('=') {
+            Some((name, default)) => ArgDeclaration {
+                name: name.to_owned(),
+                default: Some(Word(default.to_owned())),
+            },
+            None => ArgDeclaration {
+                name: word.clone(),
+                default: None,
+            },
+        })
+        .collect()
+}

@@ -1,0 +1,311 @@
+use proptest::prelude::*;
+
+use super::super::*;
+use super::*;
+
+/// The shape of the file that the controller renders.
+const RENDERED: &str = r#"FROM registry.example.com/os@sha256:aa AS extract
+COPY ./machineconfig/machineconfig.json.gz /tmp/machineconfig.json.gz
+RUN mkdir -p /etc/machine-config-daemon && \
+    cat /tmp/machineconfig.json.gz | base64 -d | gunzip - > /etc/machine-config-daemon/currentconfig
+
+FROM registry.example.com/os@sha256:aa AS configs
+COPY --from=extract /etc/machine-config-daemon/currentconfig /etc/machine-config-daemon/currentconfig
+RUN --mount=type=bind,from=registry.example.com/extensions@sha256:bb,target=/tmp/mco,rw \
+  # a comment between continuation lines
+  bash <<'EOF'
+set -e
+echo "$HOME" \
+  done
+EOF
+LABEL machineconfig=rendered-worker-1 "quoted key"="a b"
+
+FROM configs AS final
+RUN dnf install -y cowsay && dnf clean all && ostree container commit
+"#;
+
+fn only(text: &str) -> Instruction {
+    let mut file = parse(&format!("FROM scratch\n{text}\n"), "Containerfile").unwrap();
+    file.stages.remove(0).instructions.remove(0).value
+}
+
+fn word(text: &str) -> Word {
+    Word(text.to_owned())
+}
+
+#[test]
+fn the_rendered_file_parses_with_its_heredoc_behind_a_flag_and_a_continuation() {
+    let file = parse(RENDERED, "Containerfile").unwrap();
+    let names: Vec<_> = file
+        .stages
+        .iter()
+        .map(|stage| stage.name.as_deref().unwrap())
+        .collect();
+    assert_eq!(names, ["extract", "configs", "final"]);
+    let heredoc_step = &file.stages[1].instructions[1];
+    assert_eq!(
+        (heredoc_step.location.line, heredoc_step.location.last_line),
+        (8, 14)
+    );
+    let Instruction::Run(run) = &heredoc_step.value else {
+        panic!("a RUN")
+    };
+    assert_eq!(run.command, CommandForm::Shell("bash <<'EOF'".to_owned()));
+    assert_eq!(
+        run.heredocs,
+        [Heredoc {
+            name: "EOF".into(),
+            content: "set -e\necho \"$HOME\" \\\n  done\n".into(),
+            expand: false,
+            strip_tabs: false
+        }]
+    );
+    assert_eq!(
+        run.mounts,
+        [Mount {
+            kind: MountKind::Bind {
+                from: Some(word("registry.example.com/extensions@sha256:bb")),
+                source: None
+            },
+            target: Some(word("/tmp/mco")),
+            read_write: Some(true),
+        }]
+    );
+    assert_eq!(
+        file.stages[1].instructions[2].value,
+        Instruction::Label(vec![
+            (word("machineconfig"), word("rendered-worker-1")),
+            (word("\"quoted key\""), word("\"a b\""))
+        ])
+    );
+}
+
+#[test]
+fn every_instruction_has_its_forms() {
+    let shell = |text: &str| CommandForm::Shell(text.to_owned());
+    let exec = |words: &[&str]| CommandForm::Exec(words.iter().map(|w| (*w).to_owned()).collect());
+    assert_eq!(
+        only("CMD [\"a\", \"b c\"]"),
+        Instruction::Cmd(exec(&["a", "b c"]))
+    );
+    assert_eq!(
+        only("entrypoint [\"a\"] # text"),
+        Instruction::Entrypoint(shell("[\"a\"] # text"))
+    );
+    assert_eq!(
+        only("ENV a=b c=\"d e\" f=g\\ h"),
+        Instruction::Env(vec![
+            (word("a"), word("b")),
+            (word("c"), word("\"d e\"")),
+            (word("f"), word("g\\ h"))
+        ])
+    );
+    assert_eq!(
+        only("ENV old the rest=of it"),
+        Instruction::Env(vec![(word("old"), word("the rest=of it"))])
+    );
+    assert_eq!(
+        only("EXPOSE 80 $p/udp"),
+        Instruction::Expose(vec![word("80"), word("$p/udp")])
+    );
+    assert_eq!(
+        only("VOLUME [\"/a b\"]"),
+        Instruction::Volume(vec![word("/a b")])
+    );
+    assert_eq!(
+        only("VOLUME /a /b"),
+        Instruction::Volume(vec![word("/a"), word("/b")])
+    );
+    assert_eq!(
+        only("SHELL [\"/bin/bash\", \"-c\"]"),
+        Instruction::Shell(vec!["/bin/bash".into(), "-c".into()])
+    );
+    assert_eq!(
+        only("HEALTHCHECK NONE"),
+        Instruction::Healthcheck(Healthcheck::None)
+    );
+    assert_eq!(
+        only("HEALTHCHECK --interval=1m30s --retries=3 CMD true"),
+        Instruction::Healthcheck(Healthcheck::Command {
+            command: shell("true"),
+            interval_nanos: Some(90_000_000_000),
+            timeout_nanos: None,
+            start_period_nanos: None,
+            start_interval_nanos: None,
+            retries: Some(3),
+        })
+    );
+    assert_eq!(
+        only("ONBUILD RUN echo hi"),
+        Instruction::Onbuild("RUN echo hi".to_owned())
+    );
+    assert_eq!(
+        only("ARG a b=c"),
+        Instruction::Arg(vec![
+            ArgDeclaration {
+                name: "a".into(),
+                default: None
+            },
+            ArgDeclaration {
+                name: "b".into(),
+                default: Some(word("c"))
+            },
+        ])
+    );
+    let Instruction::Copy(copy) = only("COPY --chown=1:2 --chmod=755 --link a b /c/") else {
+        panic!("a COPY")
+    };
+    assert_eq!(
+        (copy.sources, copy.destination),
+        (vec![word("a"), word("b")], word("/c/"))
+    );
+    assert_eq!(
+        (copy.chown, copy.chmod, copy.link),
+        (Some(word("1:2")), Some(word("755")), true)
+    );
+    let Instruction::Copy(copy) = only("COPY <<a <<-\"b\" /dir/\n1 $x\na\n\t2\n\tb") else {
+        panic!("a COPY")
+    };
+    assert_eq!(
+        copy.heredocs,
+        [
+            Heredoc {
+                name: "a".into(),
+                content: "1 $x\n".into(),
+                expand: true,
+                strip_tabs: false
+            },
+            Heredoc {
+                name: "b".into(),
+                content: "2\n".into(),
+                expand: false,
+                strip_tabs: true
+            },
+        ]
+    );
+    assert!(copy.sources.is_empty());
+}
+
+#[test]
+fn comments_blank_lines_and_both_escapes_join_lines_as_in_buildkit() {
+    let run = |text: &str| match parse(text, "f").unwrap().stages[0].instructions[0]
+        .value
+        .clone()
+    {
+        Instruction::Run(run) => run.command,
+        other => panic!("{other:?}"),
+    };
+    let shell = |text: &str| CommandForm::Shell(text.to_owned());
+    assert_eq!(
+        run("FROM scratch\nRUN a \\\n # comment\n\n  b"),
+        shell("a   b")
+    );
+    assert_eq!(run("FROM scratch\r\nRUN a \\\r\nb\r\n"), shell("a b"));
+    assert_eq!(
+        run("# escape=`\nFROM scratch\nRUN a `\nb \\\n"),
+        shell("a b \\")
+    );
+    assert_eq!(run("\u{feff}FROM scratch\nRUN a"), shell("a"));
+    assert_eq!(
+        run("# syntax=docker/dockerfile:1\n# escape=`\nFROM scratch\nRUN a `\n b"),
+        shell("a  b")
+    );
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_place() {
+    let table: [(&str, usize, usize, &str); 22] = [
+        ("", 1, 1, "no instructions"),
+        ("# only\n", 1, 1, "no instructions"),
+        ("RUN x\n", 1, 1, "RUN stands before the first FROM"),
+        (
+            "FROM a\nRUM x\n",
+            2,
+            1,
+            "unknown instruction RUM; did you mean RUN?",
+        ),
+        ("FROM a\nBANANA x\n", 2, 1, "unknown instruction BANANA"),
+        (
+            "FROM a\n  COPY --form=b x y\n",
+            2,
+            8,
+            "COPY has no flag --form; did you mean --from?",
+        ),
+        (
+            "FROM a\nRUN --mount=type=bnd,target=/x true\n",
+            2,
+            5,
+            "no type bnd",
+        ),
+        (
+            "FROM a\nRUN --mount=type=bind true\n",
+            2,
+            5,
+            "target= is missing",
+        ),
+        (
+            "FROM a\nRUN --network=lan true\n",
+            2,
+            5,
+            "default, none or host",
+        ),
+        ("FROM a\nRUN --security=insecure true\n", 2, 5, "sandbox"),
+        ("FROM a\nRUN\n", 2, 1, "RUN needs a command"),
+        ("FROM a\nCOPY x\n", 2, 1, "COPY needs at least one source"),
+        ("FROM a\nENV x\n", 2, 1, "write NAME=value"),
+        ("FROM a\nENV x=1 y\n", 2, 9, "\"y\" has no ="),
+        ("FROM a b c\n", 1, 1, "FROM needs an image"),
+        ("FROM a AS 1st\n", 1, 11, "no name for a stage"),
+        (
+            "FROM a AS x\nFROM b AS X\n",
+            2,
+            11,
+            "two stages are called x",
+        ),
+        (
+            "FROM a\nRUN cat <<EOF\nx\n",
+            2,
+            11,
+            "heredoc EOF is never closed",
+        ),
+        ("FROM a\nSHELL bash\n", 2, 1, "JSON array"),
+        (
+            "FROM a\nONBUILD FROM b\n",
+            2,
+            9,
+            "can't be an ONBUILD trigger",
+        ),
+        ("# escape=x\nFROM a\n", 1, 10, "backslash or a backtick"),
+        (
+            "FROM a\nCOPY --chmod=1 --chmod=2 x y\n",
+            2,
+            6,
+            "given twice",
+        ),
+    ];
+    for (text, line, column, words) in table {
+        let error = parse(text, "Containerfile").unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains(words), "{text:?} says {told}");
+        assert_eq!((error.line, error.column), (line, column), "{text:?}");
+        assert!(
+            told.starts_with(&format!("Containerfile, line {line}, column {column}: ")),
+            "{told}"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics_and_every_place_lies_within_the_file(text in "(FROM|RUN|COPY|ENV|LABEL|ARG|#|<<|EOF|--|=|\\\\|`|'|\"|\\[|\\]|\\$|[a-z]|[ \t\n\r]|é){0,60}") {
+        let lines = text.lines().count().max(1);
+        match parse(&text, "f") {
+            Ok(file) => for stage in &file.stages {
+                for instruction in &stage.instructions {
+                    prop_assert!(instruction.location.line <= instruction.location.last_line && instruction.location.last_line <= lines);
+                }
+            },
+            Err(error) => prop_assert!(error.line <= lines.max(error.line.min(1))),
+        }
+    }
+}
