@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::error::{Class, Classify};
 
 /// An OCI image configuration; fields that we don't know are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
@@ -106,3 +107,197 @@ pub struct History {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty_layer: bool,
 }
+
+/// An OCI image manifest.
+pub const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// An OCI image configuration.
+pub const CONFIG_MEDIA_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+/// A layer as [`crate::layer`] writes it.
+pub const LAYER_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// An image manifest, OCI or Docker schema 2; fields that we don't know are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// Absent in some OCI manifests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// Of the image configuration.
+    pub config: Descriptor,
+    /// Lowest first.
+    pub layers: Vec<Descriptor>,
+    /// Free keys.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// `subject`, `artifactType`, and what we don't know.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, serde_json::Value>,
+}
+
+/// A blob as a manifest names it; fields that we don't know are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the blob is.
+    pub media_type: String,
+    /// Of the blob.
+    pub digest: Digest,
+    /// Of the blob, in bytes.
+    #[serde(rename = "size")]
+    pub size_bytes: u64,
+    /// `annotations`, `urls`, `platform`, and what we don't know.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, serde_json::Value>,
+}
+
+impl Descriptor {
+    /// A blob of which only this is known.
+    #[must_use]
+    pub fn new(media_type: &str, digest: Digest, size_bytes: u64) -> Self {
+        Self {
+            media_type: media_type.to_owned(),
+            digest,
+            size_bytes,
+            other: BTreeMap::new(),
+        }
+    }
+}
+
+/// An image while it grows: what a stage starts from, and what it leaves to the stages from it.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Image {
+    /// With one diff ID per layer.
+    pub config: ImageConfig,
+    /// Lowest first.
+    pub layers: Vec<Descriptor>,
+    /// For the manifest.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A manifest, its configuration, and their bytes as they are pushed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assembled {
+    /// The configuration's bytes.
+    pub config: Vec<u8>,
+    /// The configuration as the manifest names it.
+    pub config_descriptor: Descriptor,
+    /// The manifest's bytes.
+    pub manifest: Vec<u8>,
+    /// Of the manifest's bytes: the image's digest.
+    pub digest: Digest,
+    /// Compressed size of all layers and the configuration.
+    pub size_bytes: u64,
+}
+
+/// An image that can't be built on, or not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Manifest and configuration of a base don't belong together.
+    #[error("the manifest names {layers} layers, but the image configuration {diff_ids}")]
+    LayerCount {
+        /// In the manifest.
+        layers: usize,
+        /// In the configuration.
+        diff_ids: usize,
+    },
+    /// Our own document.
+    #[error("write the image's {document} as JSON")]
+    Encode {
+        /// `manifest` or `configuration`.
+        document: &'static str,
+        /// Why not.
+        source: serde_json::Error,
+    },
+}
+
+impl Classify for ImageError {
+    fn class(&self) -> Class {
+        match self {
+            Self::LayerCount { .. } => Class::CONTENT,
+            Self::Encode { .. } => Class::INTERNAL,
+        }
+    }
+}
+
+impl Image {
+    /// The image that a registry's manifest and configuration describe. Layer descriptors stay as they are, except that Docker's media
+    /// types become their OCI equivalents, as our manifest is an OCI one.
+    ///
+    /// # Errors
+    /// User, if the two don't belong together.
+    pub fn of_base(manifest: &Manifest, config: ImageConfig) -> Result<Self, ImageError> {
+        let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
+        if layers != diff_ids {
+            return Err(ImageError::LayerCount { layers, diff_ids });
+        }
+        let layers = manifest.layers.iter().cloned().map(|mut layer| {
+            if let Some(media_type) = oci_layer_media_type(&layer.media_type) {
+                layer.media_type = media_type.to_owned();
+            }
+            layer
+        });
+        Ok(Self {
+            config,
+            layers: layers.collect(),
+            annotations: manifest.annotations.clone(),
+        })
+    }
+
+    /// Puts a layer on top.
+    pub fn add_layer(&mut self, descriptor: Descriptor, diff_id: Digest) {
+        self.layers.push(descriptor);
+        self.config.rootfs.diff_ids.push(diff_id);
+    }
+
+    /// The bytes to push: `created` (RFC 3339) goes into the configuration.
+    ///
+    /// # Errors
+    /// Permanent, if the documents can't be written.
+    pub fn assemble(&self, created: &str) -> Result<Assembled, ImageError> {
+        let encode = |document| move |source| ImageError::Encode { document, source };
+        let mut config = self.config.clone();
+        config.created = Some(created.to_owned());
+        let config = serde_json::to_vec(&config).map_err(encode("configuration"))?;
+        let config_descriptor =
+            Descriptor::new(CONFIG_MEDIA_TYPE, Digest::of(&config), config.len() as u64);
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(MANIFEST_MEDIA_TYPE.to_owned()),
+            config: config_descriptor.clone(),
+            layers: self.layers.clone(),
+            annotations: self.annotations.clone(),
+            other: BTreeMap::new(),
+        };
+        let manifest = serde_json::to_vec(&manifest).map_err(encode("manifest"))?;
+        let layer_bytes: u64 = self.layers.iter().map(|layer| layer.size_bytes).sum();
+        Ok(Assembled {
+            size_bytes: layer_bytes + config_descriptor.size_bytes,
+            digest: Digest::of(&manifest),
+            config,
+            config_descriptor,
+            manifest,
+        })
+    }
+}
+
+/// The OCI name of a Docker schema 2 layer; none if the name stays.
+fn oci_layer_media_type(docker: &str) -> Option<&'static str> {
+    match docker {
+        "application/vnd.docker.image.rootfs.diff.tar" => {
+            Some("application/vnd.oci.image.layer.v1.tar")
+        }
+        "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(LAYER_MEDIA_TYPE),
+        "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+            Some("application/vnd.oci.image.layer.v1.tar+zstd")
+        }
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
+            Some("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
