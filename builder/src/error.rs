@@ -62,3 +62,20 @@ pub trait Classify {
     /// The class of this failure.
     fn class(&self) -> Class;
 }
+
+/// The error and its causes, joined by `: `.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let told = error.to_string();
+        // a transparent wrapper repeats its source
+        if !text.ends_with(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
+        cause = error.source();
+    }
+    text
+}

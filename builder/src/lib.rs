@@ -6,4 +6,6 @@ pub mod digest;
 pub mod error;
 pub mod image;
 pub mod overlay;
+pub mod reference;
+pub mod registry;
 pub mod sandbox;

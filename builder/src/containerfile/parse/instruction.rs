@@ -625,5 +625,5 @@ fn duration(text: &str) -> Option<u64> {
         total += rest[..number].parse::<f64>().ok()? * factor;
         rest = &rest[unit..];
     }
-    (!text.is_empty() && total >= 0.0 && total < 9e18).then_some(total as u64)
+    (!text.is_empty() && (0.0..9e18).contains(&total)).then_some(total as u64)
 }
