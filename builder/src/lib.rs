@@ -5,6 +5,7 @@ pub mod contract;
 pub mod digest;
 pub mod error;
 pub mod image;
+pub mod layer;
 pub mod overlay;
 pub mod reference;
 pub mod registry;

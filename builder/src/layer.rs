@@ -1,0 +1,229 @@
+//! How does an upper directory become a layer? One pass, nothing stored:
+//!
+//! ```text
+//! walk ─► tar ─► sha256 (diff ID) ─► deflate on all cores ─► one gzip member ─► sha256 (digest) ─► sink
+//! ```
+//!
+//! * The same tree gives the same bytes: names sorted, times whole seconds and clamped, no owner names, a fixed gzip header.
+//! * Memory is bounded by the blocks in flight ([`gzip`]) and the names of hard-linked files ([`walk`]).
+//!
+//! Left out: POSIX ACLs, sparse files (their holes are written as zeros).
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::thread;
+
+use crate::digest::{Digest, Hashing};
+use crate::error::{Class, Classify};
+use gzip::Blocks;
+use header::{Entry, Kind};
+
+pub mod gzip;
+pub mod header;
+pub mod walk;
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// One gzip member of this level, 0 to 9.
+    Gzip {
+        /// As in zlib.
+        level: u32,
+    },
+}
+
+impl Default for Compression {
+    /// Level 2: a tenth smaller than level 1 for half as much time again; above it the time grows and the size hardly shrinks.
+    fn default() -> Self {
+        Self::Gzip { level: 2 }
+    }
+}
+
+/// The text is no compression that this version knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not supported: this version writes gzip or gzip:LEVEL, with a level from 0 to 9")]
+pub struct InvalidCompression(String);
+
+impl FromStr for Compression {
+    type Err = InvalidCompression;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidCompression(text.to_owned());
+        match text.split_once(':') {
+            None if text == "gzip" => Ok(Self::default()),
+            Some(("gzip", level)) => match level.parse() {
+                Ok(level @ 0..=9) => Ok(Self::Gzip { level }),
+                _ => Err(invalid()),
+            },
+            _ => Err(invalid()),
+        }
+    }
+}
+
+/// What decides a layer's bytes besides the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct LayerOptions {
+    /// Times after this one (seconds since 1970) become this one.
+    pub source_date_epoch: Option<u64>,
+    /// How it is compressed.
+    pub compression: Compression,
+}
+
+/// A written layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerDescriptor {
+    /// Of the compressed bytes.
+    pub digest: Digest,
+    /// Of the tar.
+    pub diff_id: Digest,
+    /// Compressed.
+    pub size_bytes: u64,
+    /// Of the tar.
+    pub tar_size_bytes: u64,
+    /// Whiteouts included.
+    pub entries: u64,
+}
+
+/// A layer could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// A file of the upper or a lower directory.
+    #[error("read {} for the layer", path.display())]
+    Read {
+        /// Inside the image, or one of the directories themselves.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file became shorter while it was read.
+    #[error("{} ended early while it was read for the layer", path.display())]
+    Truncated {
+        /// Inside the image.
+        path: PathBuf,
+    },
+    /// Compressing, or the sink.
+    #[error("write the layer")]
+    Write(#[from] io::Error),
+}
+
+impl Classify for LayerError {
+    fn class(&self) -> Class {
+        match self {
+            // A failing disk of this node; another attempt may land on another node.
+            Self::Read { .. } | Self::Write(_) => Class::Transient,
+            // Nothing may write to a finished stage.
+            Self::Truncated { .. } => Class::INTERNAL,
+        }
+    }
+}
+
+/// True if `upper` holds a change: an empty stage makes no layer.
+///
+/// # Errors
+/// Transient, if it can't be read.
+pub fn has_changes(upper: &Path, lowers: &[PathBuf]) -> Result<bool, LayerError> {
+    /// Ends the walk at the first change.
+    struct First(bool);
+    impl walk::Entries for First {
+        fn entry(&mut self, _: Entry, _: Option<OwnedFd>) -> Result<(), LayerError> {
+            self.0 = true;
+            Err(LayerError::Write(io::ErrorKind::Interrupted.into()))
+        }
+    }
+    let mut first = First(false);
+    match walk::walk(upper, lowers, None, &mut first) {
+        Err(_) if first.0 => Ok(true),
+        Err(error) => Err(error),
+        Ok(()) => Ok(false),
+    }
+}
+
+/// Writes what `upper` changes above `lowers` (top first) to `sink`, with one thread per core.
+///
+/// # Errors
+/// See [`LayerError`].
+pub fn write_layer<S: Write + Send>(
+    upper: &Path,
+    lowers: &[PathBuf],
+    options: LayerOptions,
+    sink: S,
+) -> Result<(LayerDescriptor, S), LayerError> {
+    let Compression::Gzip { level } = options.compression;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let ((diff_id, tar_size_bytes, entries), sink) =
+        gzip::compress(level, threads, Hashing::new(sink), |blocks| {
+            let mut tar = TarWriter {
+                out: Hashing::new(blocks),
+                entries: 0,
+                buffer: vec![0; 128 << 10],
+            };
+            walk::walk(upper, lowers, options.source_date_epoch, &mut tar)?;
+            tar.out.write_all(&header::END)?;
+            let (_, diff_id, size_bytes) = tar.out.finish();
+            Ok::<_, LayerError>((diff_id, size_bytes, tar.entries))
+        })?;
+    let (sink, digest, size_bytes) = sink.finish();
+    Ok((
+        LayerDescriptor {
+            digest,
+            diff_id,
+            size_bytes,
+            tar_size_bytes,
+            entries,
+        },
+        sink,
+    ))
+}
+
+struct TarWriter<'a> {
+    out: Hashing<&'a mut Blocks>,
+    entries: u64,
+    buffer: Vec<u8>,
+}
+
+impl walk::Entries for TarWriter<'_> {
+    fn entry(&mut self, entry: Entry, content: Option<OwnedFd>) -> Result<(), LayerError> {
+        self.entries += 1;
+        self.out.write_all(&entry.header())?;
+        if let (Some(content), Kind::File { size_bytes }) = (content, &entry.kind) {
+            self.content(File::from(content), *size_bytes, &entry)?;
+            self.out
+                .write_all(&[0; 511][..header::padding(*size_bytes)])?;
+        }
+        Ok(())
+    }
+}
+
+impl TarWriter<'_> {
+    fn content(
+        &mut self,
+        mut file: File,
+        size_bytes: u64,
+        entry: &Entry,
+    ) -> Result<(), LayerError> {
+        let path = || PathBuf::from(String::from_utf8_lossy(&entry.name).into_owned());
+        let mut left = size_bytes;
+        while left > 0 {
+            let wanted =
+                usize::try_from(left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
+            let read =
+                file.read(&mut self.buffer[..wanted])
+                    .map_err(|source| LayerError::Read {
+                        path: path(),
+                        source,
+                    })?;
+            if read == 0 {
+                return Err(LayerError::Truncated { path: path() });
+            }
+            self.out.write_all(&self.buffer[..read])?;
+            left -= read as u64;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
