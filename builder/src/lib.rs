@@ -9,4 +9,5 @@ pub mod layer;
 pub mod overlay;
 pub mod reference;
 pub mod registry;
+pub mod root;
 pub mod sandbox;

@@ -34,22 +34,15 @@ impl XattrPrefix {
     /// What this process may use: `user.` as soon as it is in a user namespace other than the machine's.
     ///
     /// # Errors
-    /// Permanent, if `/proc/self/uid_map` can't be read.
+    /// Transient, if `/proc` can't be read.
     pub fn of_this_process() -> Result<Self, OverlayError> {
-        let map =
-            fs::read_to_string("/proc/self/uid_map").map_err(|source| OverlayError::Prepare {
-                operation: "read",
-                path: PathBuf::from("/proc/self/uid_map"),
-                source,
-            })?;
-        Ok(Self::from_uid_map(&map))
-    }
-
-    fn from_uid_map(map: &str) -> Self {
-        match map.split_ascii_whitespace().collect::<Vec<_>>().as_slice() {
-            ["0", "0", "4294967295"] => Self::Trusted,
-            _ => Self::User,
-        }
+        let link = Path::new("/proc/self/ns/user");
+        let namespace = fs::read_link(link).map_err(prepare("read", link))?;
+        Ok(if namespace.as_os_str() == FIRST_USER_NAMESPACE {
+            Self::Trusted
+        } else {
+            Self::User
+        })
     }
 
     /// The attribute that hides a lower directory's entries; its value is `y`.
@@ -61,6 +54,10 @@ impl XattrPrefix {
         }
     }
 }
+
+/// The kernel gives the machine's own user namespace this number always (`PROC_USER_INIT_INO`). A map of all ids doesn't tell: a nested
+/// namespace may have it too.
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
 
 /// A mounted overlay; unmounted when dropped.
 #[derive(Debug)]
@@ -268,8 +265,8 @@ fn mount_by_context(
     }
     fsconfig_set_string(&context, "upperdir", descriptor_path(upper))?;
     fsconfig_set_string(&context, "workdir", descriptor_path(work))?;
-    for (key, value) in STANDALONE_UPPER {
-        fsconfig_set_string(&context, key, value)?;
+    for (key, value) in standalone_upper(xattrs) {
+        fsconfig_set_string(&context, *key, *value)?;
     }
     fsconfig_set_flag(&context, "volatile")?;
     if xattrs == XattrPrefix::User {
@@ -307,7 +304,7 @@ fn mount_by_options(
         descriptor_path(upper),
         descriptor_path(work)
     );
-    for (key, value) in STANDALONE_UPPER {
+    for (key, value) in standalone_upper(xattrs) {
         options.push_str(&format!(",{key}={value}"));
     }
     if xattrs == XattrPrefix::User {
@@ -323,29 +320,14 @@ fn mount_by_options(
     )
 }
 
-/// What keeps the upper directory free of references to the lower ones.
-const STANDALONE_UPPER: [(&str, &str); 3] = [
-    ("index", "off"),
-    ("metacopy", "off"),
-    ("redirect_dir", "off"),
-];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_machines_own_user_namespace_uses_trusted_attributes() {
-        for (map, expected) in [
-            ("         0          0 4294967295\n", XattrPrefix::Trusted),
-            ("         0          0      65536\n", XattrPrefix::User),
-            ("         0     100000      65536\n", XattrPrefix::User),
-            (
-                "         0          0          1\n         1          1      65535\n",
-                XattrPrefix::User,
-            ),
-        ] {
-            assert_eq!(XattrPrefix::from_uid_map(map), expected, "{map}");
-        }
+/// What keeps the upper directory free of references to the lower ones. `userxattr` implies the last two and refuses to be told them.
+const fn standalone_upper(xattrs: XattrPrefix) -> &'static [(&'static str, &'static str)] {
+    match xattrs {
+        XattrPrefix::Trusted => &[
+            ("index", "off"),
+            ("metacopy", "off"),
+            ("redirect_dir", "nofollow"),
+        ],
+        XattrPrefix::User => &[("index", "off")],
     }
 }

@@ -19,6 +19,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::containerfile::Network;
 
+mod enter;
+mod kernel;
+mod lines;
+mod mount_points;
+mod mounts;
+mod privileges;
+mod run;
+mod seccomp;
+mod step;
+
+pub use enter::{EnterError, Entered, enter};
+pub use run::{RunError, run};
+
+/// Does what this program was re-executed for, if it was; to be called first in `main`. The exit status, or none for an ordinary call.
+#[must_use]
+pub fn internal_main() -> Option<u8> {
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next()?.to_str()? {
+        step::INTERNAL_RUN_STEP => Some(step::main()),
+        _ => None,
+    }
+}
+
 /// How the builder gets namespaces and mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -143,3 +166,6 @@ impl ExitStatus {
         matches!(self, Self::Exited(0))
     }
 }
+
+#[cfg(test)]
+mod tests;

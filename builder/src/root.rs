@@ -1,0 +1,269 @@
+//! Where does a path inside a root file system really lead, and who are its users?
+//!
+//! Symbolic links are followed as a process inside the root would follow them: absolute ones start at the root, and `..` stops there. Nothing
+//! runs in the root while the builder works in it, so a path that was resolved stays resolved.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat, statat,
+};
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+
+use crate::error::{Class, Classify};
+
+pub mod users;
+
+pub use users::User;
+
+/// Linux gives up after 40 links; images with more are loops.
+const MAX_LINKS: usize = 255;
+
+/// A root file system on disk.
+#[derive(Debug)]
+pub struct Root {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+/// Something is wrong with a path or a name in a root file system.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// The operation failed.
+    #[error("{operation} {} in the root file system", path.display())]
+    Path {
+        /// What was tried.
+        operation: &'static str,
+        /// Path in the root.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Not in `/etc/passwd`.
+    #[error("user {0:?} is neither a number nor in /etc/passwd of the image")]
+    NoUser(String),
+    /// Not in `/etc/group`.
+    #[error("group {0:?} is neither a number nor in /etc/group of the image")]
+    NoGroup(String),
+}
+
+impl Classify for RootError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Path { .. } | Self::NoUser(_) | Self::NoGroup(_) => Class::CONTENT,
+        }
+    }
+}
+
+impl Root {
+    /// Opens the directory `path` as a root.
+    ///
+    /// # Errors
+    /// User, if it isn't a directory that can be opened.
+    pub fn open(path: &Path) -> Result<Self, RootError> {
+        let failed = failed("open", path);
+        let directory = rustix::fs::open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(failed)?;
+        Ok(Self {
+            path: path.to_owned(),
+            directory,
+        })
+    }
+
+    /// The builder's path of the root itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `path` with every link on the way resolved, the last one too, relative to the root (empty for the root). What doesn't exist is kept as written.
+    ///
+    /// # Errors
+    /// User, for a loop of links or a way through something that is no directory.
+    pub fn canonical(&self, path: &Path) -> Result<PathBuf, RootError> {
+        let failed = |errno: Errno| failed("resolve", path)(errno);
+        let mut pending: Vec<OsString> = parts(path).rev().collect();
+        let mut resolved = PathBuf::new();
+        let mut links = 0;
+        while let Some(part) = pending.pop() {
+            if part == ".." {
+                resolved.pop();
+                continue;
+            }
+            let next = resolved.join(&part);
+            match readlinkat(&self.directory, &next, Vec::new()) {
+                Ok(target) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(failed(Errno::LOOP));
+                    }
+                    let target = PathBuf::from(bytes_to_os(target.into_bytes()));
+                    if target.is_absolute() {
+                        resolved = PathBuf::new();
+                    }
+                    pending.extend(parts(&target).rev());
+                }
+                // EINVAL: there, and no link.
+                Err(Errno::INVAL | Errno::NOENT) => resolved = next,
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Ok(resolved)
+    }
+
+    /// As [`Root::canonical`], but the last part is not followed if it is a link.
+    ///
+    /// # Errors
+    /// As [`Root::canonical`].
+    pub fn canonical_parent(&self, path: &Path) -> Result<PathBuf, RootError> {
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => Ok(self.canonical(parent)?.join(name)),
+            (_, _) => self.canonical(path),
+        }
+    }
+
+    /// The builder's own path of the existing `path`.
+    ///
+    /// # Errors
+    /// User, if it doesn't exist.
+    pub fn resolve(&self, path: &Path) -> Result<PathBuf, RootError> {
+        let canonical = self.canonical(path)?;
+        self.file_type(&canonical)?
+            .ok_or_else(|| failed("find", path)(Errno::NOENT))?;
+        Ok(if canonical.as_os_str().is_empty() {
+            self.path.clone()
+        } else {
+            self.path.join(canonical)
+        })
+    }
+
+    /// What a canonical path is; none if there is nothing.
+    ///
+    /// # Errors
+    /// User, if it can't be looked at.
+    pub fn file_type(&self, canonical: &Path) -> Result<Option<FileType>, RootError> {
+        match statat(
+            &self.directory,
+            canonical,
+            AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH,
+        ) {
+            Ok(attributes) => Ok(Some(FileType::from_raw_mode(attributes.st_mode))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(failed("look at", canonical)(errno)),
+        }
+    }
+
+    /// Opens the existing `path`, following links inside the root only.
+    ///
+    /// # Errors
+    /// User, if it can't be opened.
+    pub fn open_file(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, RootError> {
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        openat2(
+            &self.directory,
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            inside,
+        )
+        .map_err(failed("open", path))
+    }
+
+    /// Makes the directory `path` and the missing ones above it: mode 0755 under our umask, owned by `owner`. Returns those it made, topmost
+    /// first, as canonical paths. A set-group-ID bit of the directory above is inherited, as the kernel does it.
+    ///
+    /// # Errors
+    /// User, if something on the way is no directory.
+    pub fn create_directories(
+        &self,
+        path: &Path,
+        owner: (u32, u32),
+    ) -> Result<Vec<PathBuf>, RootError> {
+        let canonical = self.canonical(path)?;
+        let mut made = Vec::new();
+        let mut current = PathBuf::new();
+        for part in canonical.components() {
+            current.push(part);
+            match mkdirat(&self.directory, &current, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+                    rustix::fs::chownat(
+                        &self.directory,
+                        &current,
+                        Some(uid),
+                        Some(gid),
+                        AtFlags::SYMLINK_NOFOLLOW,
+                    )
+                    .map_err(failed("chown", &current))?;
+                    made.push(current.clone());
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed("create the directory", &current)(errno)),
+            }
+        }
+        match self.file_type(&canonical)? {
+            Some(FileType::Directory) => Ok(made),
+            Some(_) | None => Err(failed("create the directory", path)(Errno::NOTDIR)),
+        }
+    }
+
+    /// The content of the file `path`; none if there is no such file.
+    ///
+    /// # Errors
+    /// User, if it is there and can't be read.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RootError> {
+        let canonical = self.canonical(path)?;
+        match fs::read(self.path.join(&canonical)) {
+            Ok(content) => Ok(Some(content)),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(RootError::Path {
+                operation: "read",
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+fn failed<'a>(operation: &'static str, path: &'a Path) -> impl Fn(Errno) -> RootError + 'a {
+    move |errno| RootError::Path {
+        operation,
+        path: path.to_owned(),
+        source: errno.into(),
+    }
+}
+
+fn bytes_to_os(bytes: Vec<u8>) -> OsString {
+    std::os::unix::ffi::OsStringExt::from_vec(bytes)
+}
+
+/// Names and `..`s of a path, without `/` and `.`.
+fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}

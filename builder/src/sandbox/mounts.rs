@@ -1,0 +1,340 @@
+//! What does a step's file system hold besides the stage's own? Runs in pid 1 of the step, before the root is changed.
+//!
+//! `/proc` is new where the kernel allows it; in a pod with masked paths it doesn't, and then the pod's own is bound: `/proc/self` is right
+//! there too, other processes of the pod can be seen but not looked into.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{
+    DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt, chown, symlink,
+};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
+
+use super::step::{Doing, Failed, HOST_NAME, StepOrder};
+use super::{Access, MountSpec, StepMount, kernel};
+use crate::overlay::{Overlay, XattrPrefix};
+use crate::root::Root;
+
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// As containers have them: each tells about, or reaches, the whole machine.
+const MASKED: [&str; 11] = [
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "sys/firmware",
+];
+
+const READ_ONLY: [&str; 5] = [
+    "proc/bus",
+    "proc/fs",
+    "proc/irq",
+    "proc/sys",
+    "proc/sysrq-trigger",
+];
+
+/// Builds all mounts of the step and makes its root ours.
+pub(super) fn build(order: &StepOrder) -> Result<(), Failed> {
+    let root = &order.root;
+    // pivot_root wants a mount point, and one that is nobody else's.
+    mount_bind_recursive(root, root).doing(|| "bind the root".to_owned())?;
+    let inside = Root::open(root)
+        .map_err(io::Error::other)
+        .doing(|| "open the root".to_owned())?;
+    mount_proc(&root.join("proc"))?;
+    mount_devices(&root.join("dev"))?;
+    mount_bind_recursive("/sys", root.join("sys")).doing(|| "bind /sys".to_owned())?;
+    kernel::make_read_only(&root.join("sys")).doing(|| "make /sys read-only".to_owned())?;
+    restrict(root)?;
+
+    let own = order.scratch.join("files");
+    fs::create_dir(&own).doing(|| "make a folder for files".to_owned())?;
+    tmpfs(&own, MountFlags::NOSUID | MountFlags::NODEV, "mode=0700")
+        .doing(|| "mount a folder for files".to_owned())?;
+    let mut files = OwnFiles {
+        directory: own,
+        count: 0,
+    };
+    for (target, content) in [
+        (
+            "/etc/resolv.conf",
+            fs::read("/etc/resolv.conf").unwrap_or_default(),
+        ),
+        (
+            "/etc/hosts",
+            hosts(
+                &fs::read_to_string("/etc/hosts").unwrap_or_default(),
+                order.own_network,
+            )
+            .into_bytes(),
+        ),
+        (
+            "/run/.containerenv",
+            format!("engine=\"strata-{}\"\n", env!("CARGO_PKG_VERSION")).into_bytes(),
+        ),
+    ] {
+        let source = files
+            .add(&content, 0o644, 0, 0)
+            .doing(|| format!("write {target}"))?;
+        let target = mount_point(&inside, Path::new(target), false)?;
+        bind(&source, &target, true)?;
+    }
+    for (index, spec) in order.mounts.iter().enumerate() {
+        mount_one(
+            &inside,
+            spec,
+            &mut files,
+            &order.scratch.join(format!("discard-{index}")),
+        )?;
+    }
+    for (target, content) in &order.files {
+        let source = files
+            .add(content, 0o755, 0, 0)
+            .doing(|| format!("write {}", target.display()))?;
+        bind(&source, &mount_point(&inside, target, false)?, true)?;
+    }
+    pivot(root)
+}
+
+fn pivot(root: &Path) -> Result<(), Failed> {
+    rustix::process::chdir(root).doing(|| "enter the root".to_owned())?;
+    rustix::process::pivot_root(".", ".").doing(|| "change the root".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).doing(|| "leave the old root".to_owned())?;
+    rustix::process::chdir("/").doing(|| "enter the new root".to_owned())
+}
+
+fn tmpfs(target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
+    let options = std::ffi::CString::new(options)?;
+    Ok(mount(
+        "tmpfs",
+        target,
+        "tmpfs",
+        flags,
+        Some(options.as_c_str()),
+    )?)
+}
+
+fn mount_proc(target: &Path) -> Result<(), Failed> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match mount("proc", target, "proc", flags, None) {
+        Err(Errno::PERM | Errno::ACCESS) => {
+            mount_bind_recursive("/proc", target).doing(|| "bind /proc".to_owned())
+        }
+        other => other.doing(|| "mount /proc".to_owned()),
+    }
+}
+
+fn mount_devices(dev: &Path) -> Result<(), Failed> {
+    tmpfs(
+        dev,
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        "mode=0755,size=65536k",
+    )
+    .doing(|| "mount /dev".to_owned())?;
+    for name in DEVICES {
+        let source = Path::new("/dev").join(name);
+        // A pod may lack some (`tty`).
+        if fs::metadata(&source).is_ok_and(|found| found.file_type().is_char_device()) {
+            let target = dev.join(name);
+            File::create(&target).doing(|| format!("make /dev/{name}"))?;
+            mount_bind(&source, &target).doing(|| format!("bind /dev/{name}"))?;
+        }
+    }
+    let directory = |name: &str| {
+        fs::DirBuilder::new()
+            .mode(0o755)
+            .create(dev.join(name))
+            .doing(|| format!("make /dev/{name}"))
+    };
+    directory("pts")?;
+    directory("shm")?;
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount(
+        "devpts",
+        dev.join("pts"),
+        "devpts",
+        flags,
+        Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5"),
+    )
+    .doing(|| "mount /dev/pts".to_owned())?;
+    tmpfs(
+        &dev.join("shm"),
+        flags | MountFlags::NODEV,
+        "mode=1777,size=65536k",
+    )
+    .doing(|| "mount /dev/shm".to_owned())?;
+    for (link, target) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        symlink(target, dev.join(link)).doing(|| format!("make /dev/{link}"))?;
+    }
+    Ok(())
+}
+
+fn restrict(root: &Path) -> Result<(), Failed> {
+    for path in READ_ONLY {
+        let target = root.join(path);
+        if target.exists() {
+            mount_bind_recursive(&target, &target).doing(|| format!("bind /{path}"))?;
+            kernel::make_read_only(&target).doing(|| format!("make /{path} read-only"))?;
+        }
+    }
+    for path in MASKED {
+        let target = root.join(path);
+        let Ok(found) = fs::metadata(&target) else {
+            continue;
+        };
+        if found.is_dir() {
+            tmpfs(&target, MountFlags::RDONLY, "size=0").doing(|| format!("mask /{path}"))?;
+        } else {
+            mount_bind("/dev/null", &target).doing(|| format!("mask /{path}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The builder's own entries (a pod's host aliases, too) after the step's own line; without a network only that.
+fn hosts(ours: &str, own_network: bool) -> String {
+    let mut text =
+        format!("127.0.0.1\tlocalhost {HOST_NAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let is_loopback = |line: &str| line.starts_with("127.") || line.starts_with("::1");
+    for line in ours.lines().filter(|line| {
+        !own_network && !is_loopback(line) && !line.starts_with('#') && !line.trim().is_empty()
+    }) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// Files in memory that are bound into the root one by one.
+struct OwnFiles {
+    directory: PathBuf,
+    count: usize,
+}
+
+impl OwnFiles {
+    fn add(&mut self, content: &[u8], mode: u32, uid: u32, gid: u32) -> io::Result<PathBuf> {
+        let path = self.directory.join(self.count.to_string());
+        self.count += 1;
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?
+            .write_all(content)?;
+        chown(&path, Some(uid), Some(gid))?;
+        fs::set_permissions(&path, Permissions::from_mode(mode & 0o7777))?;
+        Ok(path)
+    }
+}
+
+/// The builder's path of `target`, made if absent (which is so only inside the step's own mounts).
+fn mount_point(inside: &Root, target: &Path, directory: bool) -> Result<PathBuf, Failed> {
+    let doing = || format!("make the mount point {}", target.display());
+    let canonical = inside
+        .canonical(target)
+        .map_err(io::Error::other)
+        .doing(doing)?;
+    let path = inside.path().join(canonical);
+    if !path.exists() {
+        let parent = if directory {
+            Some(path.as_path())
+        } else {
+            path.parent()
+        };
+        if let Some(parent) = parent {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(parent)
+                .doing(doing)?;
+        }
+        if !directory {
+            File::create(&path).doing(doing)?;
+        }
+    }
+    Ok(path)
+}
+
+fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), Failed> {
+    let doing = || format!("bind {}", target.display());
+    mount_bind_recursive(source, target).doing(doing)?;
+    if read_only {
+        kernel::make_read_only(target).doing(doing)
+    } else {
+        Ok(())
+    }
+}
+
+fn mount_one(
+    inside: &Root,
+    MountSpec { target, kind }: &MountSpec,
+    files: &mut OwnFiles,
+    discard: &Path,
+) -> Result<(), Failed> {
+    let doing = || format!("mount {}", target.display());
+    match kind {
+        StepMount::Bind { source, access } => {
+            let directory = fs::metadata(source).doing(doing)?.is_dir();
+            let point = mount_point(inside, target, directory)?;
+            match access {
+                Access::ReadOnly => bind(source, &point, true),
+                Access::ReadWrite => bind(source, &point, false),
+                Access::Discard => bind(
+                    &throwaway(source, directory, discard).doing(doing)?,
+                    &point,
+                    false,
+                ),
+            }
+        }
+        StepMount::Tmpfs { size_bytes } => {
+            let size = size_bytes.map_or(String::new(), |bytes| format!(",size={bytes}"));
+            let point = mount_point(inside, target, true)?;
+            tmpfs(
+                &point,
+                MountFlags::NOSUID | MountFlags::NODEV,
+                &format!("mode=1777{size}"),
+            )
+            .doing(doing)
+        }
+        StepMount::File {
+            content,
+            mode,
+            uid,
+            gid,
+        } => {
+            let source = files.add(content, *mode, *uid, *gid).doing(doing)?;
+            bind(&source, &mount_point(inside, target, false)?, true)
+        }
+    }
+}
+
+/// A writable view of `source` whose changes go to `scratch`, which the builder removes.
+fn throwaway(source: &Path, directory: bool, scratch: &Path) -> io::Result<PathBuf> {
+    if !directory {
+        fs::copy(source, scratch)?;
+        return Ok(scratch.to_owned());
+    }
+    let xattrs = XattrPrefix::of_this_process().map_err(io::Error::other)?;
+    let overlay =
+        Overlay::mount(&[source.to_owned()], scratch, xattrs).map_err(io::Error::other)?;
+    let merged = overlay.merged().to_owned();
+    // It ends with this mount namespace.
+    std::mem::forget(overlay);
+    Ok(merged)
+}

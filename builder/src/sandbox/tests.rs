@@ -1,0 +1,435 @@
+//! Real steps on a root made of busybox, in both tiers. They need root; without it they say so and pass.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::overlay::{Overlay, XattrPrefix};
+
+/// A test binary has no `main` of ours, so the re-executed copy is caught before the test harness starts.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static INTERNAL: extern "C" fn() = {
+    extern "C" fn internal() {
+        let arguments = fs::read("/proc/self/cmdline").unwrap_or_default();
+        let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
+        if let Some(b"in-userns") = arguments.next() {
+            let test = String::from_utf8_lossy(arguments.next().unwrap_or_default()).into_owned();
+            in_user_namespace(&test);
+        }
+        if let Some(status) = internal_main() {
+            std::process::exit(status.into());
+        }
+    }
+    internal
+};
+
+/// Enters the tier as the program does, then runs one test as the harness would.
+fn in_user_namespace(test: &str) {
+    let entered = enter(Tier::Userns).expect("enter the tier");
+    assert_eq!(
+        entered,
+        Entered {
+            tier: Tier::Userns,
+            xattrs: XattrPrefix::User
+        }
+    );
+    let (_, run) = TESTS
+        .iter()
+        .find(|(name, _)| *name == test)
+        .expect("a test of this name");
+    run();
+    std::process::exit(0);
+}
+
+/// A stage whose base is busybox.
+struct Stage {
+    overlay: Overlay,
+    scratch: tempfile::TempDir,
+}
+
+const SHELL: &str = "/bin/sh";
+
+fn stage() -> Stage {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = scratch.path().join("base");
+    for directory in ["bin", "etc", "tmp", "proc", "run", "data"] {
+        fs::create_dir_all(base.join(directory)).unwrap();
+    }
+    fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
+    let tools = "sh cat ls id mkdir rm touch echo env sleep stat hostname test mount umount ps kill sync head wc grep setsid ip chown chmod tr dd readlink";
+    for tool in tools.split(' ') {
+        symlink("busybox", base.join("bin").join(tool)).unwrap();
+    }
+    fs::write(
+        base.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001::/home/ann:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(
+        base.join("etc/group"),
+        "root:x:0:\nann:x:1001:\nwheel:x:10:ann\n",
+    )
+    .unwrap();
+    let overlay = Overlay::mount(
+        &[base],
+        &scratch.path().join("stage"),
+        XattrPrefix::of_this_process().unwrap(),
+    )
+    .unwrap();
+    Stage { overlay, scratch }
+}
+
+impl Stage {
+    fn spec(&self, script: &str) -> RunSpec<'_> {
+        RunSpec {
+            root: self.overlay.merged(),
+            scratch: self.scratch.path(),
+            argv: [SHELL, "-c", script].map(str::to_owned).to_vec(),
+            env: vec![("PATH".to_owned(), "/bin".to_owned())],
+            workdir: "/",
+            user: "",
+            mounts: Vec::new(),
+            network: Network::Default,
+            stdin: None,
+            files: Vec::new(),
+            timeout: Some(Duration::from_secs(60)),
+        }
+    }
+
+    fn output(&self, script: &str) -> Vec<String> {
+        let (status, lines) = go(&self.spec(script));
+        assert_eq!(status, ExitStatus::Exited(0), "{script}: {lines:?}");
+        lines
+    }
+
+    /// Paths of the upper directory, sorted.
+    fn changes(&self) -> Vec<String> {
+        fn walk(directory: &Path, top: &Path, found: &mut Vec<String>) {
+            for entry in fs::read_dir(directory).unwrap() {
+                let entry = entry.unwrap();
+                found.push(
+                    entry
+                        .path()
+                        .strip_prefix(top)
+                        .unwrap()
+                        .display()
+                        .to_string(),
+                );
+                if entry.file_type().unwrap().is_dir() {
+                    walk(&entry.path(), top, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(self.overlay.upper(), self.overlay.upper(), &mut found);
+        found.sort();
+        found
+    }
+}
+
+fn go(spec: &RunSpec<'_>) -> (ExitStatus, Vec<String>) {
+    let mut lines = Vec::new();
+    let status = run(spec, &mut |line| lines.push(line.to_owned())).unwrap();
+    (status, lines)
+}
+
+fn a_step_changes_only_its_upper_and_leaves_no_mount_point() {
+    let stage = stage();
+    let times = |path: &str| {
+        let found = fs::metadata(stage.overlay.merged().join(path)).unwrap();
+        (found.mtime(), found.mtime_nsec())
+    };
+    let before = [times(""), times("etc"), times("run")];
+    assert_eq!(
+        stage.output("mkdir /data/new; echo hello > /data/new/file; cat /data/new/file"),
+        ["hello"]
+    );
+    // Directories that mount points were made in were copied up, unchanged; nothing else is there.
+    assert_eq!(
+        stage.changes(),
+        ["data", "data/new", "data/new/file", "etc", "run"]
+    );
+    assert_eq!([times(""), times("etc"), times("run")], before);
+}
+
+fn a_step_sees_no_process_environment_or_mount_of_the_builder() {
+    let stage = stage();
+    assert_eq!(
+        stage.output("for p in /proc/[0-9]*; do echo $p; done"),
+        ["/proc/1", "/proc/2"]
+    );
+    assert_eq!(
+        stage.output("cat /proc/1/environ /proc/1/root/etc/passwd 2>&1 | grep -c denied"),
+        ["2"]
+    );
+    let mut environment = stage.output("env");
+    environment.sort();
+    assert_eq!(environment, ["HOME=/root", "PATH=/bin", "PWD=/", "SHLVL=1"]);
+    let mounts = stage.output("cat /proc/self/mountinfo").join("\n");
+    let points: Vec<&str> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .collect();
+    for point in points {
+        let expected = [
+            "/proc",
+            "/dev",
+            "/sys",
+            "/etc/resolv.conf",
+            "/etc/hosts",
+            "/run/.containerenv",
+        ];
+        assert!(
+            point == "/" || expected.iter().any(|known| point.starts_with(known)),
+            "{point}"
+        );
+    }
+    assert_eq!(stage.output("hostname"), ["strata-build"]);
+}
+
+fn a_step_has_the_container_default_capabilities_and_no_more() {
+    let stage = stage();
+    let mask = format!("{:016x}", privileges::CONTAINER_DEFAULT.bits());
+    let expected = [
+        "CapInh:\t0000000000000000".to_owned(),
+        format!("CapPrm:\t{mask}"),
+        format!("CapEff:\t{mask}"),
+        format!("CapBnd:\t{mask}"),
+        "CapAmb:\t0000000000000000".to_owned(),
+    ];
+    assert_eq!(stage.output("grep ^Cap /proc/self/status"), expected);
+    assert_eq!(mask, "00000000a80425fb");
+    assert_eq!(
+        stage.output("grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status"),
+        ["NoNewPrivs:\t0", "Seccomp:\t2"]
+    );
+    let mut spec = stage.spec("grep -E '^(CapEff|CapPrm)' /proc/self/status");
+    spec.user = "ann";
+    assert_eq!(
+        go(&spec).1,
+        ["CapPrm:\t0000000000000000", "CapEff:\t0000000000000000"]
+    );
+    assert_ne!(
+        go(&stage.spec("mount -t tmpfs none /data 2>&1")).0,
+        ExitStatus::Exited(0)
+    );
+}
+
+fn a_user_has_its_groups_home_and_working_directory() {
+    let stage = stage();
+    let mut spec = stage.spec("id -u; id -g; id -G; echo $HOME; pwd; umask");
+    (spec.user, spec.workdir) = ("ann", "/data");
+    assert_eq!(
+        go(&spec),
+        (
+            ExitStatus::Exited(0),
+            ["1000", "1001", "1001 10", "/home/ann", "/data", "0022"]
+                .map(str::to_owned)
+                .to_vec()
+        )
+    );
+}
+
+fn everything_a_step_started_is_dead_when_it_ends() {
+    let stage = stage();
+    let started = Instant::now();
+    assert_eq!(
+        stage.output("(setsid sleep 987 &) ; (sleep 987 >/dev/null 2>&1 </dev/null &); echo over"),
+        ["over"]
+    );
+    assert!(started.elapsed() < Duration::from_secs(30));
+    let left = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
+    assert_eq!(left.filter(|line| line == b"sleep\0987\0").count(), 0);
+}
+
+fn the_end_of_a_step_is_told_exactly() {
+    let stage = stage();
+    assert_eq!(go(&stage.spec("exit 3")).0, ExitStatus::Exited(3));
+    assert_eq!(go(&stage.spec("kill -TERM $$")).0, ExitStatus::Signaled(15));
+    let mut spec = stage.spec("echo before; sleep 100");
+    spec.timeout = Some(Duration::from_millis(300));
+    assert_eq!(go(&spec), (ExitStatus::TimedOut, vec!["before".to_owned()]));
+    for (argv, message) in [
+        (
+            vec!["/no/such"],
+            "run \"/no/such\": No such file or directory (os error 2)",
+        ),
+        (
+            vec!["nosuch"],
+            "run \"nosuch\": No such file or directory (os error 2)",
+        ),
+        (
+            vec!["/etc/passwd"],
+            "run \"/etc/passwd\": Permission denied (os error 13)",
+        ),
+    ] {
+        let mut spec = stage.spec("");
+        spec.argv = argv.into_iter().map(str::to_owned).collect();
+        let error = run(&spec, &mut |_| {}).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(format!("{error}: {source}"), message);
+    }
+}
+
+fn output_keeps_its_order_and_input_is_what_was_given() {
+    let stage = stage();
+    assert_eq!(stage.output("echo 1; echo 2 >&2; echo 3"), ["1", "2", "3"]);
+    assert_eq!(stage.output("cat"), Vec::<String>::new());
+    let mut spec = stage.spec("cat");
+    spec.stdin = Some(b"given\n".to_vec());
+    assert_eq!(go(&spec).1, ["given"]);
+}
+
+fn mounts_show_what_they_should_and_vanish() {
+    let stage = stage();
+    let outside = stage.scratch.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "outside").unwrap();
+    let bind = |target: &str, source: PathBuf, access| MountSpec {
+        target: PathBuf::from(target),
+        kind: StepMount::Bind { source, access },
+    };
+    let mut spec = stage.spec(
+        "cat /m/ro/file /m/one; echo x > /m/ro/file; echo x > /m/rw/file && cat /m/rw/file; echo new > /cache/new;
+         cat /run/secrets/s; stat -c '%a %u' /run/secrets/s; echo t > /m/tmp/t; cat /m/tmp/nested; /dev/pipes/script; cat /etc/hosts | head -n 1",
+    );
+    spec.mounts = vec![
+        bind("/m/ro", outside.clone(), Access::ReadOnly),
+        bind("/m/rw", outside.clone(), Access::Discard),
+        bind("/m/one", outside.join("file"), Access::ReadOnly),
+        bind("/cache", outside.clone(), Access::ReadWrite),
+        MountSpec {
+            target: PathBuf::from("/m/tmp"),
+            kind: StepMount::Tmpfs {
+                size_bytes: Some(65536),
+            },
+        },
+        bind("/m/tmp/nested", outside.join("file"), Access::Discard),
+        MountSpec {
+            target: PathBuf::from("/run/secrets/s"),
+            kind: StepMount::File {
+                content: b"hush\n".to_vec(),
+                mode: 0o400,
+                uid: 1000,
+                gid: 0,
+            },
+        },
+    ];
+    spec.files = vec![(
+        PathBuf::from("/dev/pipes/script"),
+        b"#!/bin/sh\necho script\n".to_vec(),
+    )];
+    let expected = [
+        "outsideoutside/bin/sh: can't create /m/ro/file: Read-only file system",
+        "x",
+        "hush",
+        "400 1000",
+        "outsidescript",
+        "127.0.0.1\tlocalhost strata-build",
+    ];
+    assert_eq!(
+        go(&spec),
+        (ExitStatus::Exited(0), expected.map(str::to_owned).to_vec())
+    );
+    assert_eq!(fs::read_to_string(outside.join("file")).unwrap(), "outside");
+    assert_eq!(fs::read_to_string(outside.join("new")).unwrap(), "new\n");
+    assert_eq!(stage.changes(), ["etc", "run"]);
+}
+
+fn without_a_network_there_is_loopback_only() {
+    let stage = stage();
+    let mut spec = stage.spec("ls /sys/class/net >/dev/null; cat /proc/net/dev | grep -c :; cat /proc/net/dev | grep -c lo:; ip addr show lo | grep -c UP");
+    spec.network = Network::None;
+    assert_eq!(go(&spec).1, ["1", "1", "1"]);
+}
+
+fn devices_are_there_and_work() {
+    let stage = stage();
+    let script = "echo x > /dev/null; head -c 3 /dev/zero | wc -c; head -c 3 /dev/urandom | wc -c; echo e > /dev/stderr; readlink /dev/ptmx; touch /dev/shm/s; \
+                  test -c /dev/pts/ptmx && echo pts; touch /sys/kernel/x 2>/dev/null || echo ro; cat /run/.containerenv | grep -c engine=";
+    assert_eq!(
+        stage.output(script),
+        ["3", "3", "e", "pts/ptmx", "pts", "ro", "1"]
+    );
+}
+
+fn an_empty_base_can_run_a_static_program() {
+    let scratch = tempfile::tempdir().unwrap();
+    let overlay = Overlay::mount(
+        &[],
+        &scratch.path().join("stage"),
+        XattrPrefix::of_this_process().unwrap(),
+    )
+    .unwrap();
+    fs::copy("/bin/busybox", overlay.merged().join("sh")).unwrap();
+    let stage = Stage { overlay, scratch };
+    let mut spec = stage.spec("");
+    spec.argv = ["/sh", "-c", "echo alive"].map(str::to_owned).to_vec();
+    assert_eq!(go(&spec), (ExitStatus::Exited(0), vec!["alive".to_owned()]));
+    assert_eq!(stage.changes(), ["sh"]);
+    let upper = stage.overlay.unmount().unwrap();
+    assert!(upper.join("sh").exists());
+}
+
+const TESTS: [(&str, fn()); 11] = [
+    (
+        "changes",
+        a_step_changes_only_its_upper_and_leaves_no_mount_point,
+    ),
+    (
+        "hidden",
+        a_step_sees_no_process_environment_or_mount_of_the_builder,
+    ),
+    (
+        "capabilities",
+        a_step_has_the_container_default_capabilities_and_no_more,
+    ),
+    ("user", a_user_has_its_groups_home_and_working_directory),
+    ("kill", everything_a_step_started_is_dead_when_it_ends),
+    ("end", the_end_of_a_step_is_told_exactly),
+    ("output", output_keeps_its_order_and_input_is_what_was_given),
+    ("mounts", mounts_show_what_they_should_and_vanish),
+    ("network", without_a_network_there_is_loopback_only),
+    ("devices", devices_are_there_and_work),
+    ("empty", an_empty_base_can_run_a_static_program),
+];
+
+fn able(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() && Path::new("/bin/busybox").exists() {
+        return true;
+    }
+    eprintln!("skipped: {test}: needs root and /bin/busybox (static)");
+    false
+}
+
+#[test]
+fn every_promise_of_a_step_holds_with_real_root() {
+    if able("every_promise_of_a_step_holds_with_real_root") {
+        // The harness has threads, so only this thread gets mounts of its own; the steps inherit them.
+        kernel::unshare(rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS)
+            .unwrap();
+        enter::make_mounts_private().unwrap();
+        for (name, test) in TESTS {
+            eprintln!("root: {name}");
+            test();
+        }
+    }
+}
+
+#[test]
+fn every_promise_of_a_step_holds_in_a_user_namespace() {
+    if able("every_promise_of_a_step_holds_in_a_user_namespace") {
+        for (name, _) in TESTS {
+            let status = std::process::Command::new("/proc/self/exe")
+                .args(["in-userns", name])
+                .status()
+                .unwrap();
+            assert!(status.success(), "userns: {name}: {status}");
+        }
+    }
+}
