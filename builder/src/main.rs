@@ -1,2 +1,3 @@
-//! Builds a bootable-container image from a Containerfile and pushes it.
+//! The program that runs in a build's pod and on a workstation.
+
 fn main() {}

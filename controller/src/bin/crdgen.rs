@@ -1,1 +1,3 @@
+//! Prints the CRDs.
+
 fn main() {}
