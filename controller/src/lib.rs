@@ -1,1 +1,3 @@
-//! Controller.
+//! Turns MachineOSConfigs into builds, digests and registry cleanup.
+
+pub mod api;

@@ -1,0 +1,147 @@
+//! What does an administrator ask for, and what has come of it?
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{NameReference, ObjectReference, schema};
+
+/// The wish for a custom operating-system image for one pool.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "machineconfiguration.openshift.io",
+    version = "v1",
+    kind = "MachineOSConfig",
+    plural = "machineosconfigs",
+    doc = "MachineOSConfig asks for a custom operating-system image for the nodes of one pool.",
+    status = "MachineOSConfigStatus",
+    derive = "PartialEq",
+    label("openshift.io/operator-managed", ""),
+    annotation(
+        "api-approved.openshift.io",
+        "https://github.com/openshift/api/pull/2090"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineOSConfigSpec {
+    /// The pool whose nodes shall run the image; its name is also this object's.
+    pub machine_config_pool: NameReference,
+    /// How the image is built.
+    pub image_builder: ImageBuilder,
+    /// Secret to pull images with; without it the cluster's global pull secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::of::<NameReference>")]
+    pub base_image_pull_secret: Option<NameReference>,
+    /// Secret to push the image with.
+    pub rendered_image_push_secret: NameReference,
+    /// Where the image is pushed to; the tag is replaced by the build's name.
+    #[schemars(schema_with = "schema::tagged_image")]
+    pub rendered_image_push_spec: String,
+    /// What is put on top of the base image, per architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::containerfiles")]
+    pub container_file: Option<Vec<OsContainerfile>>,
+}
+
+/// How an image is built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageBuilder {
+    /// The kind of builder.
+    #[schemars(schema_with = "schema::builder_type")]
+    pub image_builder_type: ImageBuilderType,
+}
+
+/// The kinds of builder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageBuilderType {
+    /// A Kubernetes Job.
+    #[default]
+    Job,
+}
+
+/// A Containerfile and the architecture it is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OsContainerfile {
+    /// The architecture; NoArch is for all.
+    #[serde(default)]
+    #[schemars(schema_with = "schema::architecture")]
+    pub containerfile_arch: ContainerfileArch,
+    /// The Containerfile; its stages may start from `configs`.
+    #[schemars(length(max = 4096))]
+    pub content: String,
+}
+
+/// The architectures a Containerfile may be for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerfileArch {
+    /// 64-bit Arm.
+    #[serde(rename = "ARM64")]
+    Arm64,
+    /// 64-bit x86.
+    #[serde(rename = "AMD64")]
+    Amd64,
+    /// 64-bit little-endian Power.
+    #[serde(rename = "PPC64LE")]
+    Ppc64le,
+    /// IBM Z.
+    #[serde(rename = "S390X")]
+    S390x,
+    /// Any.
+    #[default]
+    NoArch,
+}
+
+impl ContainerfileArch {
+    /// The value of the API field.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Arm64 => "ARM64",
+            Self::Amd64 => "AMD64",
+            Self::Ppc64le => "PPC64LE",
+            Self::S390x => "S390X",
+            Self::NoArch => "NoArch",
+        }
+    }
+
+    /// The value of the node label `kubernetes.io/arch`; none for any architecture.
+    #[must_use]
+    pub const fn node_label(self) -> Option<&'static str> {
+        match self {
+            Self::Arm64 => Some("arm64"),
+            Self::Amd64 => Some("amd64"),
+            Self::Ppc64le => Some("ppc64le"),
+            Self::S390x => Some("s390x"),
+            Self::NoArch => None,
+        }
+    }
+}
+
+/// What has come of the wish.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineOSConfigStatus {
+    /// State that isn't told by a build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::config_conditions")]
+    pub conditions: Option<Vec<Condition>>,
+    /// metadata.generation that the other fields were made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::observed_generation")]
+    pub observed_generation: Option<i64>,
+    /// The newest good image, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::digested_image")]
+    pub current_image_pull_spec: Option<String>,
+    /// The build that made it.
+    #[serde(
+        default,
+        rename = "machineOSBuild",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "schema::of::<ObjectReference>")]
+    pub machine_os_build: Option<ObjectReference>,
+}
