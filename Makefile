@@ -1,24 +1,43 @@
-# `make help` lists what there is.
+# `make help` lists what there is. Every target sets up what it needs.
 .DEFAULT_GOAL := help
+SHELL := /bin/bash
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\): .*##/  make \1\t/p;s/^\([a-z-]*\):  *##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):[^#]*##  */\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do printf '  make %-8s %s\n' "$$target" "$$what"; done
+
+demo:            ## from a MachineOSConfig to an operating-system image, to look at
+	@e2e/demo/run
 
 check:           ## formatting, lints, unit and property tests; no cluster
+	@e2e/setup check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --locked -p strata-builder -p strata-controller
 
-test: check      ## everything
+test:            ## everything: check, then the scenarios on the test cluster
+	@e2e/test
 
 up:              ## the test cluster (e2e/cluster), built first if it isn't
 	@e2e/setup cluster
 	@e2e/cluster/up.sh
 
-down:            ## ends the test cluster and removes its state
-	@e2e/cluster/down.sh
+images:          ## our two images, into the test cluster's registry
+	@e2e/images
+
+install: images  ## Strata, as it is here, on the test cluster
+	@e2e/install
 
 status:          ## which programs of the test cluster run
 	@e2e/cluster/status.sh
 
-.PHONY: help check test up down status
+down:            ## ends the test cluster and removes its state
+	@e2e/cluster/down.sh
+
+crds:            ## deploy/crds again from the Rust types
+	cargo crds
+
+clean: down      ## removes what was built in this checkout; the cache stays
+	cargo clean
+	rm -rf .strata
+
+.PHONY: help demo check test up images install status down crds clean

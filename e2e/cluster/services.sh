@@ -12,7 +12,7 @@ command_line() {
     registry-auth) command=(/usr/bin/docker-registry serve "$conf/registry-auth.yml") ;;
     rpms) command=(/bin/busybox httpd -f -p $address:8081 -h "$rpms/repo") ;;
     dns) command=(/usr/sbin/dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --user=root --listen-address=$address --bind-interfaces
-      --no-resolv --no-hosts --local=/cluster.local/ --host-record=kubernetes.default.svc.cluster.local,10.96.0.1 --hostsdir="$state/names") ;;
+      --no-resolv --no-hosts --address=/#/ --host-record=kubernetes.default.svc.cluster.local,10.96.0.1 --hostsdir="$state/names") ;;
     apiserver) command=("$kubernetes/bin/kube-apiserver" --etcd-servers=$etcd:2379 --advertise-address=$address --secure-port=6443
       --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true
       --client-ca-file="$pki/ca.crt" --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key"
