@@ -4,6 +4,7 @@
 //! `builder/DIFFERENCES.md` says otherwise. Parsing never opens a file and expands no variable: expansion needs the environment of a
 //! base image, so a [`Word`] stays raw until the step that uses it runs.
 
+pub mod graph;
 pub mod parse;
 pub mod words;
 

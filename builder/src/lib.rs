@@ -11,3 +11,4 @@ pub mod reference;
 pub mod registry;
 pub mod root;
 pub mod sandbox;
+pub mod state;

@@ -25,7 +25,7 @@ pub struct ParseError {
     /// The physical line, without tabs.
     pub source_line: String,
     /// What is wrong with it.
-    pub fault: Fault,
+    pub fault: Box<Fault>,
 }
 
 /// What is wrong.
@@ -158,7 +158,7 @@ impl ParseError {
             line,
             column: column.min(200),
             source_line,
-            fault,
+            fault: Box::new(fault),
         }
     }
 }

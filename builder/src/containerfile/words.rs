@@ -41,6 +41,20 @@ pub fn expand(word: &Word, escape: char, lookup: Lookup<'_>) -> Result<String, W
     Ok(out.whole)
 }
 
+/// `text` with its variables replaced and escapes resolved; quotes are text like any other.
+///
+/// # Errors
+/// As [`expand`], without the quotes.
+pub fn expand_text(text: &str, escape: char, lookup: Lookup<'_>) -> Result<String, WordError> {
+    let mut lexer = Lexer {
+        quotes: false,
+        ..Lexer::new(text, escape, lookup)
+    };
+    let mut out = Fields::default();
+    lexer.run(None, &mut out)?;
+    Ok(out.whole)
+}
+
 /// `word` as [`expand`] gives it, split where unquoted white space stands in the text or in a variable's value.
 ///
 /// # Errors
@@ -93,6 +107,8 @@ struct Lexer<'a> {
     chars: std::iter::Peekable<std::str::Chars<'a>>,
     escape: char,
     lookup: Lookup<'a>,
+    /// False where quotes are plain text.
+    quotes: bool,
 }
 
 impl<'a> Lexer<'a> {
@@ -101,6 +117,7 @@ impl<'a> Lexer<'a> {
             chars: text.chars().peekable(),
             escape,
             lookup,
+            quotes: true,
         }
     }
 
@@ -109,8 +126,8 @@ impl<'a> Lexer<'a> {
         while let Some(c) = self.chars.next() {
             match c {
                 c if Some(c) == stop => return Ok(()),
-                '\'' => self.single_quoted(out)?,
-                '"' => self.double_quoted(out)?,
+                '\'' if self.quotes => self.single_quoted(out)?,
+                '"' if self.quotes => self.double_quoted(out)?,
                 '$' => {
                     let value = self.dollar()?;
                     out.plain(&value);
