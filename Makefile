@@ -21,11 +21,18 @@ up:              ## the test cluster (e2e/cluster), built first if it isn't
 	@e2e/setup cluster
 	@e2e/cluster/up.sh
 
-images:          ## our two images, into the test cluster's registry
-	@e2e/images
+images:          ## our two images, into REGISTRY with TAG, or else into the test cluster's
+	@REGISTRY='$(REGISTRY)' TAG='$(TAG)' e2e/images
 
-install: images  ## Strata, as it is here, on the test cluster
+install: up images ## Strata, as it is here, on the test cluster
 	@e2e/install
+
+scenario: install ## one file of e2e/tests on the test cluster: NAME=build
+	cargo test --locked -p strata-e2e --test $(NAME) --no-run
+	e2e/cluster/exec cargo test --locked --offline -p strata-e2e --test $(NAME)
+
+kubectl:         ## on the test cluster: ARGS='get pods -A'
+	@e2e/cluster/kubectl $(ARGS)
 
 status:          ## which programs of the test cluster run
 	@e2e/cluster/status.sh
@@ -34,10 +41,10 @@ down:            ## ends the test cluster and removes its state
 	@e2e/cluster/down.sh
 
 crds:            ## deploy/crds again from the Rust types
-	cargo crds
+	cargo crds --out deploy/crds
 
 clean: down      ## removes what was built in this checkout; the cache stays
 	cargo clean
 	rm -rf .strata
 
-.PHONY: help demo check test up images install status down crds clean
+.PHONY: help demo check test up images install scenario kubectl status down crds clean
