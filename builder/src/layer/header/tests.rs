@@ -104,10 +104,7 @@ fn read_back(entry: &Entry) -> (Entry, usize) {
 fn an_independent_reader_finds_what_was_written_and_pax_is_used_only_where_ustar_ends() {
     let long = format!("{}/{}", "d".repeat(120), "f".repeat(100));
     let longer = "x".repeat(101);
-    let xattrs = BTreeMap::from([(
-        b"security.capability".to_vec(),
-        vec![1, 0, b'=', 255],
-    )]);
+    let xattrs = BTreeMap::from([(b"security.capability".to_vec(), vec![1, 0, b'=', 255])]);
     for (entry, blocks) in [
         (file("a"), 1),
         (file(&"n".repeat(100)), 1),
