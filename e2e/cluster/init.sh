@@ -25,9 +25,10 @@ if [ "$cgroup_version" = 1 ]; then
     [[ $name != *,* ]] || for single in ${name//,/ }; do ln -s "$name" "/sys/fs/cgroup/$single"; done
   done
 else
-  # not tried: the machines this was written on have cgroup v1. A group with children may have no processes of its own.
+  # Not tried with controllers: the machines this was written on have them on v1. up.sh moves this process into a group of its own first.
   mount -t cgroup2 cgroup2 /sys/fs/cgroup
-  sed 's/\([^ ]*\)/+\1/g' /sys/fs/cgroup/cgroup.controllers > /sys/fs/cgroup/cgroup.subtree_control
+  controllers=$(sed 's/[^ ]\+/+&/g' /sys/fs/cgroup/cgroup.controllers)
+  for _ in $(seq 100); do echo "$controllers" 2> /dev/null > /sys/fs/cgroup/cgroup.subtree_control && break; sleep 0.05; done
 fi
 
 mount --make-rshared /

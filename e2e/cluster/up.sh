@@ -32,10 +32,15 @@ else
   mkdir "/sys/fs/cgroup/$node/init"
 fi
 (
-  if [ $cgroup_version = 1 ]; then join_cgroups; into=(); else echo $BASHPID > "/sys/fs/cgroup/$node/cgroup.procs"; into=(bash -c 'echo $$ > /sys/fs/cgroup/'"$node"'/init/cgroup.procs; exec "$@"' -); fi
-  exec setsid unshare -m -n -p -u -i -C --fork --kill-child --mount-proc "${into[@]}" "$here/init.sh" "$state" $cgroup_version "$base/registry"
+  if [ $cgroup_version = 1 ]; then join_cgroups; else echo $BASHPID > "/sys/fs/cgroup/$node/cgroup.procs"; fi
+  exec setsid unshare -m -n -p -u -i -C --fork --kill-child --mount-proc "$here/init.sh" "$state" $cgroup_version "$base/registry"
 ) > "$state/logs/init.log" 2>&1 < /dev/null {lock}>&- &
 unshare=$!
+if [ $cgroup_version = 2 ]; then
+  # a group whose children have controllers may have no processes of its own: both go to a child, once the namespace has its root
+  until init=$(tr -d ' ' < "/proc/$unshare/task/$unshare/children") && [ -n "$init" ]; do sleep 0.05; done
+  for pid in $unshare $init; do echo "$pid" > "/sys/fs/cgroup/$node/init/cgroup.procs"; done
+fi
 for _ in $(seq 200); do [ -s "$state/run/ready" ] && break; kill -0 $unshare 2> /dev/null || break; sleep 0.05; done
 [ -s "$state/run/ready" ] || { cat "$state/logs/init.log" >&2; fail "the node's namespaces can't be made"; }
 tr -d ' ' < "/proc/$unshare/task/$unshare/children" > "$state/run/init.pid"
