@@ -2,6 +2,7 @@
 
 pub mod containerfile;
 pub mod contract;
+pub mod copy;
 pub mod digest;
 pub mod error;
 pub mod image;

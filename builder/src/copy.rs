@@ -1,0 +1,297 @@
+//! What does COPY or ADD put where? BuildKit's rules, with the differences of `builder/DIFFERENCES.md`.
+//!
+//! * A source that is itself a link is followed inside its own root; links below a copied directory stay links.
+//! * A directory's contents are copied. An existing destination keeps its own mode and owner; directories below take the source's.
+//! * The destination is resolved inside its root, links included; missing directories are made with mode 0755.
+//! * Modes (set-user-ID too), times, `user.*` attributes, file capabilities and hard links inside one COPY are kept.
+//!
+//! Nothing runs in either root meanwhile. Left out: `--parents`, remote sources, archives other than tar and tar.gz.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Class, Classify};
+use crate::root::{Root, RootError};
+
+mod archive;
+mod mode;
+mod pattern;
+mod tree;
+
+pub use mode::{InvalidMode, ModeChange};
+use pattern::InvalidPattern;
+use tree::Copier;
+
+/// Tells what a rule such as `.dockerignore` says about a path: relative, without a leading `/`; true for a directory.
+pub type Rule<'a> = &'a dyn Fn(&Path, bool) -> Verdict;
+
+/// What a rule says about a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It takes part.
+    Included,
+    /// It doesn't, nor does anything below.
+    Excluded,
+    /// A directory that doesn't, but something below may (`!re-included`); made only if something is.
+    Descend,
+}
+
+/// One COPY or ADD, expanded.
+#[derive(Clone, Default)]
+pub struct CopyRequest<'a> {
+    /// Paths in the source root, which may hold wildcards.
+    pub sources: Vec<String>,
+    /// Files given in the Containerfile itself: name and content. Mode 0644.
+    pub inline: Vec<(String, Vec<u8>)>,
+    /// As written: a `/` at its end makes it a directory.
+    pub destination: String,
+    /// Absolute; what a relative destination starts at.
+    pub workdir: String,
+    /// Who owns what is copied: root for a build context, `--chown` if given; none keeps the source's owners (another stage, an image).
+    pub owner: Option<(u32, u32)>,
+    /// `--chmod`
+    pub mode: Option<ModeChange>,
+    /// `--exclude`; paths are relative to each source directory.
+    pub exclude: Option<Rule<'a>>,
+    /// ADD: local tar archives are unpacked into the destination.
+    pub unpack: bool,
+    /// For directories that are made and inline files, in seconds; none for now.
+    pub time: Option<i64>,
+}
+
+/// What was copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopySummary {
+    /// Entries of any kind.
+    pub entries: u64,
+    /// Content of files.
+    pub bytes: u64,
+}
+
+/// COPY or ADD failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// No such file, or no match.
+    #[error("{pattern:?}: {}", if *excluded { "excluded by the ignore file" } else { "not found" })]
+    NotFound {
+        /// The source as written.
+        pattern: String,
+        /// It is there, but an ignore rule hides it.
+        excluded: bool,
+    },
+    /// A wildcard.
+    #[error(transparent)]
+    Pattern(#[from] InvalidPattern),
+    /// Several sources, one file.
+    #[error("{destination:?} must be a directory and end with / to take {sources} sources")]
+    NotDirectory {
+        /// As written.
+        destination: String,
+        /// How many.
+        sources: usize,
+    },
+    /// A directory in the way of something else, or the reverse.
+    #[error("cannot replace {} {} by {}", there, Path::new("/").join(path).display(), new)]
+    InTheWay {
+        /// In the destination root.
+        path: PathBuf,
+        /// What is there.
+        there: &'static str,
+        /// What should be.
+        new: &'static str,
+    },
+    /// A path in one of the roots.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// The operation failed.
+    #[error("{operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// In its root.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Not an archive that we unpack.
+    #[error("cannot unpack {} ({format}): ADD unpacks tar and tar.gz", path.display())]
+    Archive {
+        /// In the source root.
+        path: PathBuf,
+        /// What it looks like.
+        format: &'static str,
+    },
+}
+
+impl Classify for CopyError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NotFound { .. }
+            | Self::Pattern(_)
+            | Self::NotDirectory { .. }
+            | Self::InTheWay { .. }
+            | Self::Archive { .. } => Class::CONTENT,
+            Self::Root(error) => error.class(),
+            // A full disk may be less full elsewhere; anything else is about the files themselves.
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::Transient,
+                _ => Class::CONTENT,
+            },
+        }
+    }
+}
+
+/// Copies what `request` says from one root into another.
+///
+/// # Errors
+/// User, about the sources, the destination or what is in the way; Transient for a full disk.
+pub fn copy(
+    request: &CopyRequest<'_>,
+    from: &Root,
+    ignore: Option<Rule<'_>>,
+    into: &Root,
+) -> Result<CopySummary, CopyError> {
+    let mut found = Vec::new();
+    for source in &request.sources {
+        find(source, from, ignore, &mut found)?;
+    }
+    let (destination, must_be_directory) = destination(&request.workdir, &request.destination);
+    let count = found.len() + request.inline.len();
+    let parent_owner = request.owner.unwrap_or((0, 0));
+    let target = into.canonical(&destination)?;
+    if must_be_directory {
+        into.create_directories(&target, parent_owner)?;
+    } else if let Some(parent) = target.parent() {
+        into.create_directories(parent, parent_owner)?;
+    }
+    let is_directory = into.file_type(&target)? == Some(rustix::fs::FileType::Directory);
+    let only_directories =
+        found.iter().all(|found| found.is_directory) && request.inline.is_empty();
+    if count > 1 && !is_directory && !only_directories {
+        return Err(CopyError::NotDirectory {
+            destination: request.destination.clone(),
+            sources: count,
+        });
+    }
+    let mut copier = Copier::new(request, from, ignore, into);
+    for Found {
+        canonical,
+        name,
+        is_directory: source_is_directory,
+    } in &found
+    {
+        if *source_is_directory {
+            into.create_directories(&target, parent_owner)?;
+            copier.contents(canonical, &target)?;
+            continue;
+        }
+        let unpacked = request.unpack
+            && archive::unpack(
+                request,
+                &from.path().join(canonical),
+                canonical,
+                into,
+                &target,
+                &mut copier.summary,
+            )?;
+        if !unpacked {
+            copier.one(
+                canonical,
+                &if is_directory {
+                    target.join(name)
+                } else {
+                    target.clone()
+                },
+            )?;
+        }
+    }
+    for (name, content) in &request.inline {
+        copier.inline(
+            content,
+            &if is_directory {
+                target.join(name)
+            } else {
+                target.clone()
+            },
+        )?;
+    }
+    Ok(copier.summary)
+}
+
+/// A source that exists.
+struct Found {
+    /// Where it really is.
+    canonical: PathBuf,
+    /// What it is called in a destination directory.
+    name: PathBuf,
+    is_directory: bool,
+}
+
+fn find(
+    source: &str,
+    from: &Root,
+    ignore: Option<Rule<'_>>,
+    found: &mut Vec<Found>,
+) -> Result<(), CopyError> {
+    let clean = clean(source);
+    let candidates = pattern::expand(&clean, from)?;
+    let before = found.len();
+    let mut excluded = false;
+    for candidate in candidates {
+        let canonical = from.canonical(&candidate)?;
+        let Some(kind) = from.file_type(&canonical)? else {
+            continue;
+        };
+        let is_directory = kind == rustix::fs::FileType::Directory;
+        let hidden = |path: &Path| {
+            !path.as_os_str().is_empty()
+                && ignore.is_some_and(|rule| rule(path, is_directory) == Verdict::Excluded)
+        };
+        if hidden(&candidate) || hidden(&canonical) {
+            excluded = true;
+            continue;
+        }
+        let name = PathBuf::from(candidate.file_name().unwrap_or_default());
+        found.push(Found {
+            canonical,
+            name,
+            is_directory,
+        });
+    }
+    if found.len() == before {
+        Err(CopyError::NotFound {
+            pattern: source.to_owned(),
+            excluded,
+        })
+    } else {
+        Ok(())
+    }
+}
+
+/// The path inside the root, `.` and `..` taken out as text; `..` stops at the root.
+fn clean(path: &str) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+/// The absolute destination, and whether its spelling says that it is a directory.
+fn destination(workdir: &str, written: &str) -> (PathBuf, bool) {
+    let must_be_directory =
+        written.is_empty() || written.ends_with('/') || written == "." || written.ends_with("/.");
+    (
+        clean(&Path::new("/").join(workdir).join(written).to_string_lossy()),
+        must_be_directory,
+    )
+}
+
+#[cfg(test)]
+mod tests;

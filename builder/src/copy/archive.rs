@@ -1,0 +1,240 @@
+//! Is a file that ADD takes a tar archive, and what comes out of it?
+//!
+//! Names and links inside the archive lead nowhere outside the destination directory.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{CWD, FileType, Mode, Timespec};
+use tar::{Archive, Entry, EntryType};
+
+use super::tree::{Attributes, belongs_to_image, create, failed, make_way, set_xattr};
+use super::{CopyError, CopyRequest, CopySummary};
+use crate::root::Root;
+
+/// How files that might be archives begin, and whether we unpack them.
+const MAGIC: [(&[u8], &str); 3] = [
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+];
+
+/// Unpacks `place` (`source` in its root) below `target`, made if absent. False if it is no archive.
+pub(super) fn unpack(
+    request: &CopyRequest<'_>,
+    place: &Path,
+    source: &Path,
+    into: &Root,
+    target: &Path,
+    summary: &mut CopySummary,
+) -> Result<bool, CopyError> {
+    if !fs::symlink_metadata(place)
+        .map_err(failed("look at", source))?
+        .is_file()
+    {
+        return Ok(false);
+    }
+    let mut file = File::open(place).map_err(failed("read", source))?;
+    let start = beginning(&mut file).map_err(failed("read", source))?;
+    if let Some((_, format)) = MAGIC.iter().find(|(magic, _)| start.starts_with(magic)) {
+        return Err(CopyError::Archive {
+            path: Path::new("/").join(source),
+            format,
+        });
+    }
+    file.rewind().map_err(failed("read", source))?;
+    let file = BufReader::with_capacity(128 * 1024, file);
+    let mut content: Box<dyn Read> = if start.starts_with(b"\x1f\x8b") {
+        Box::new(MultiGzDecoder::new(file))
+    } else {
+        Box::new(file)
+    };
+    let Some(first) = first_block(&mut content) else {
+        return Ok(false);
+    };
+    into.create_directories(target, request.owner.unwrap_or((0, 0)))?;
+    let inside = Root::open(&into.path().join(target))?;
+    let mut archive = Archive::new(io::Cursor::new(first).chain(content));
+    let mut directories = Vec::new();
+    let entries = archive.entries().map_err(failed("unpack", source))?;
+    for entry in entries {
+        let entry = entry.map_err(failed("unpack", source))?;
+        unpack_entry(request, entry, source, &inside, &mut directories, summary)?;
+    }
+    // Times of directories last, deepest first, since every entry changes them.
+    for (path, attributes) in directories.into_iter().rev() {
+        attributes
+            .give(&inside.path().join(&path), FileType::Directory)
+            .map_err(failed("set the attributes of", &path))?;
+    }
+    Ok(true)
+}
+
+fn beginning(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    file.take(8).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+/// The first header, if it is one: its checksum tells. An archive of nothing but zeros isn't taken for one.
+fn first_block(content: &mut dyn Read) -> Option<Vec<u8>> {
+    let mut block = Vec::new();
+    // What can't be read as gzip is an ordinary file.
+    content.take(512).read_to_end(&mut block).ok()?;
+    let bytes: [u8; 512] = block.as_slice().try_into().ok()?;
+    let mut header = tar::Header::new_old();
+    *header.as_mut_bytes() = bytes;
+    let said = header.cksum().ok()?;
+    let sum: u32 = bytes
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| {
+            if (148..156).contains(&at) {
+                32
+            } else {
+                u32::from(*byte)
+            }
+        })
+        .sum();
+    (said == sum).then_some(block)
+}
+
+fn unpack_entry(
+    request: &CopyRequest<'_>,
+    mut entry: Entry<'_, impl Read>,
+    source: &Path,
+    inside: &Root,
+    directories: &mut Vec<(PathBuf, Attributes)>,
+    summary: &mut CopySummary,
+) -> Result<(), CopyError> {
+    let header = |source_error| failed("unpack", source)(source_error);
+    let name = super::clean(&entry.path().map_err(header)?.to_string_lossy());
+    if name.as_os_str().is_empty() {
+        // The destination keeps its own attributes.
+        return Ok(());
+    }
+    let path = inside.canonical_parent(&name)?;
+    if let Some(parent) = path.parent() {
+        inside.create_directories(parent, request.owner.unwrap_or((0, 0)))?;
+    }
+    let place = inside.path().join(&path);
+    let attributes = attributes(request, &entry).map_err(header)?;
+    let kind = entry.header().entry_type();
+    let xattrs = image_xattrs(&mut entry).map_err(header)?;
+    match kind {
+        EntryType::Directory => {
+            if inside.file_type(&path)? == Some(FileType::Directory) {
+                return Ok(());
+            }
+            make_way(inside, &path, "a directory")?;
+            fs::create_dir(&place).map_err(failed("create the directory", &path))?;
+            directories.push((path, attributes));
+            summary.entries += 1;
+            return Ok(());
+        }
+        EntryType::Link => {
+            let first = inside.canonical_parent(&super::clean(
+                &link_name(&entry).map_err(header)?.to_string_lossy(),
+            ))?;
+            if first != path {
+                make_way(inside, &path, "a hard link")?;
+                fs::hard_link(inside.path().join(first), &place).map_err(failed("link", &path))?;
+            }
+            summary.entries += 1;
+            return Ok(());
+        }
+        EntryType::Symlink => {
+            make_way(inside, &path, "a symbolic link")?;
+            symlink(link_name(&entry).map_err(header)?, &place)
+                .map_err(failed("make the link", &path))?;
+            attributes
+                .give(&place, FileType::Symlink)
+                .map_err(failed("set the attributes of", &path))?;
+        }
+        EntryType::Char | EntryType::Block | EntryType::Fifo => {
+            make_way(inside, &path, "a special file")?;
+            let number =
+                |part: io::Result<Option<u32>>| part.map(Option::unwrap_or_default).map_err(header);
+            let device = rustix::fs::makedev(
+                number(entry.header().device_major())?,
+                number(entry.header().device_minor())?,
+            );
+            let made = match kind {
+                EntryType::Char => FileType::CharacterDevice,
+                EntryType::Block => FileType::BlockDevice,
+                _ => FileType::Fifo,
+            };
+            rustix::fs::mknodat(CWD, &place, made, Mode::from_raw_mode(0o600), device)
+                .map_err(|errno| failed("make the special file", &path)(errno.into()))?;
+            attributes
+                .give(&place, made)
+                .map_err(failed("set the attributes of", &path))?;
+        }
+        _ => {
+            make_way(inside, &path, "a file")?;
+            let mut file = create(&place).map_err(failed("write", &path))?;
+            summary.bytes += io::copy(&mut entry, &mut file).map_err(failed("write", &path))?;
+            attributes
+                .give(&place, FileType::RegularFile)
+                .map_err(failed("set the attributes of", &path))?;
+            for (name, value) in xattrs {
+                set_xattr(&place, &name, &value).map_err(|errno| {
+                    failed("set the extended attributes of", &path)(errno.into())
+                })?;
+            }
+        }
+    }
+    summary.entries += 1;
+    Ok(())
+}
+
+fn link_name(entry: &Entry<'_, impl Read>) -> io::Result<PathBuf> {
+    entry
+        .link_name()?
+        .map(|name| name.into_owned())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a link to nothing"))
+}
+
+fn attributes(request: &CopyRequest<'_>, entry: &Entry<'_, impl Read>) -> io::Result<Attributes> {
+    let header = entry.header();
+    let number = |value: u64| {
+        u32::try_from(value)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an owner beyond 32 bits"))
+    };
+    let owner = match request.owner {
+        Some(owner) => owner,
+        None => (number(header.uid()?)?, number(header.gid()?)?),
+    };
+    let mode = header.mode()? & 0o7777;
+    let mode = request.mode.as_ref().map_or(mode, |change| {
+        change.apply(mode, header.entry_type().is_dir())
+    });
+    let modified = Timespec {
+        tv_sec: header.mtime()?.cast_signed(),
+        tv_nsec: 0,
+    };
+    Ok(Attributes {
+        mode,
+        owner,
+        modified,
+    })
+}
+
+fn image_xattrs(entry: &mut Entry<'_, impl Read>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let Some(extensions) = entry.pax_extensions()? else {
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for extension in extensions {
+        let extension = extension?;
+        if let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.")
+            && belongs_to_image(name)
+        {
+            found.push((name.to_vec(), extension.value_bytes().to_vec()));
+        }
+    }
+    Ok(found)
+}
