@@ -35,9 +35,10 @@ make_images() {
 }
 
 make_ostree_container() {
-  # a target folder of its own in the cache: another checkout's build is taken up, and no checkout's target folder is touched
-  CARGO_TARGET_DIR=$cache/target-ostree-container cargo build --locked --release --manifest-path "$standin/ostree-container/Cargo.toml"
-  cp "$cache/target-ostree-container/release/ostree-container" "$1/"
+  # a folder of its own, so that a run that was killed is taken up; of no use afterwards
+  local target=$cache/target-ostree-container
+  CARGO_TARGET_DIR=$target cargo build --locked --release --manifest-path "$standin/ostree-container/Cargo.toml"
+  cp "$target/release/ostree-container" "$1/"; rm -r "$target"
 }
 
 make_rpms() { "$standin/make-rpms.sh" "$1"; }

@@ -15,4 +15,11 @@ fi
 for h in "${hierarchies[@]}"; do
   [ ! -d "/sys/fs/cgroup/$h/$node" ] || find "/sys/fs/cgroup/$h/$node" -depth -type d -exec rmdir {} +
 done
-if [ -d "$state" ]; then rm -rf "$state" "$kubeconfig"; say "cluster removed in $(took "$start")"; fi
+# the state holds unpacked images, which take their time to remove: out of the way first, and nobody who brings a cluster up waits for it
+[ ! -d "$state" ] || { trash=$(mktemp -d "$checkout/.strata/trash.XXXXXX"); mv "$state" "$trash/"; rm -f "$kubeconfig"; removed=yes; }
+if [ "${1-}" = --locked ]; then
+  setsid nice rm -rf "$checkout/.strata/trash."* > /dev/null 2>&1 < /dev/null &
+else
+  rm -rf "$checkout/.strata/trash."*
+fi
+[ -z "${removed-}" ] || say "cluster removed in $(took "$start")"
