@@ -5,6 +5,7 @@ pub mod contract;
 pub mod copy;
 pub mod digest;
 pub mod error;
+pub mod ignore;
 pub mod image;
 pub mod layer;
 pub mod overlay;

@@ -12,7 +12,6 @@ use super::{Containerfile, Instruction, Location, Mount, MountKind, Stage, Trans
 use crate::error::{Class, Classify};
 use crate::state::{Scope, arg_value};
 
-
 /// The base that has no files.
 const SCRATCH: &str = "scratch";
 

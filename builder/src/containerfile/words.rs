@@ -17,6 +17,12 @@ pub enum WordError {
     /// `${v^^}` and the like.
     #[error("`${{{0}}}` uses an expansion that is not supported")]
     Unsupported(String),
+    /// A pattern of `#`, `%` or `/` with an escape that means nothing.
+    #[error("the pattern {0:?} escapes something other than * ? \\ / and }}")]
+    Pattern(String),
+    /// Expansions within expansions, without end.
+    #[error("`${{` is nested deeper than {MAX_DEPTH} levels")]
+    Depth,
     /// `${v:?message}`
     #[error("{name}: {message}")]
     Required {
@@ -26,6 +32,9 @@ pub enum WordError {
         message: String,
     },
 }
+
+/// No author nests deeper; a hostile text must not exhaust the stack.
+const MAX_DEPTH: usize = 64;
 
 /// The value of a variable; `None` if it is not set.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -73,13 +82,11 @@ struct Fields {
     whole: String,
     fields: Vec<String>,
     field: String,
-    open: bool,
 }
 
 impl Fields {
     /// Text from inside quotes or behind an escape: never split.
     fn quoted(&mut self, text: &str) {
-        self.open = true;
         self.whole.push_str(text);
         self.field.push_str(text);
     }
@@ -90,14 +97,13 @@ impl Fields {
             if c.is_whitespace() {
                 self.close();
             } else {
-                self.open = true;
                 self.field.push(c);
             }
         }
     }
 
     fn close(&mut self) {
-        if std::mem::take(&mut self.open) {
+        if !self.field.is_empty() {
             self.fields.push(std::mem::take(&mut self.field));
         }
     }
@@ -109,6 +115,9 @@ struct Lexer<'a> {
     lookup: Lookup<'a>,
     /// False where quotes are plain text.
     quotes: bool,
+    /// True where escapes stay in the text, for the pattern that is made of it.
+    raw_escapes: bool,
+    depth: usize,
 }
 
 impl<'a> Lexer<'a> {
@@ -118,6 +127,8 @@ impl<'a> Lexer<'a> {
             escape,
             lookup,
             quotes: true,
+            raw_escapes: false,
+            depth: 0,
         }
     }
 
@@ -132,10 +143,15 @@ impl<'a> Lexer<'a> {
                     let value = self.dollar()?;
                     out.plain(&value);
                 }
-                c if c == self.escape => match self.chars.next() {
-                    Some(next) => out.quoted(next.encode_utf8(&mut [0; 4])),
-                    None => break,
-                },
+                c if c == self.escape => {
+                    if self.raw_escapes {
+                        out.quoted(c.encode_utf8(&mut [0; 4]));
+                    }
+                    match self.chars.next() {
+                        Some(next) => out.quoted(next.encode_utf8(&mut [0; 4])),
+                        None => break,
+                    }
+                }
                 c => out.plain(c.encode_utf8(&mut [0; 4])),
             }
         }
@@ -165,15 +181,22 @@ impl<'a> Lexer<'a> {
                     let value = self.dollar()?;
                     out.quoted(&value);
                 }
-                c if c == self.escape => match self.chars.peek().copied() {
-                    None => return Err(WordError::UnclosedQuote('"')),
-                    Some(next) if next == '"' || next == '$' || next == self.escape => {
-                        self.chars.next();
-                        out.quoted(next.encode_utf8(&mut [0; 4]));
+                c if c == self.escape => {
+                    // also before a character that can't be escaped here: the pattern then reads
+                    // two, which is one escape as text
+                    if self.raw_escapes {
+                        out.quoted(c.encode_utf8(&mut [0; 4]));
                     }
-                    // an escape of anything else stays, as in a shell
-                    Some(_) => out.quoted(c.encode_utf8(&mut [0; 4])),
-                },
+                    match self.chars.peek().copied() {
+                        None => return Err(WordError::UnclosedQuote('"')),
+                        Some(next) if next == '"' || next == '$' || next == self.escape => {
+                            self.chars.next();
+                            out.quoted(next.encode_utf8(&mut [0; 4]));
+                        }
+                        // an escape of anything else stays, as in a shell
+                        Some(_) => out.quoted(c.encode_utf8(&mut [0; 4])),
+                    }
+                }
                 c => out.quoted(c.encode_utf8(&mut [0; 4])),
             }
         }
@@ -198,41 +221,41 @@ impl<'a> Lexer<'a> {
             });
         }
         let value = (self.lookup)(&name);
-        match self.chars.next() {
+        let mut operator = self.chars.next();
+        let colon = operator == Some(':');
+        if colon {
+            operator = self.chars.next();
+        }
+        match operator {
             None => Err(WordError::UnclosedBrace),
-            Some('}') => Ok(value.unwrap_or_default()),
-            Some(':') => match self.chars.next() {
-                Some(operator @ ('-' | '+' | '?')) => {
-                    self.conditional(&name, value.filter(|v| !v.is_empty()), operator)
-                }
-                Some(other) => Err(WordError::Unsupported(format!("{name}:{other}"))),
-                None => Err(WordError::UnclosedBrace),
-            },
-            Some(operator @ ('-' | '+' | '?')) => self.conditional(&name, value, operator),
+            Some('}') if !colon => Ok(value.unwrap_or_default()),
+            Some(operator @ ('-' | '+' | '?')) => {
+                let value = value.filter(|v| !colon || !v.is_empty());
+                self.conditional(&name, value, operator)
+            }
             Some(operator @ ('#' | '%')) => {
-                let longest = self.chars.next_if_eq(&operator).is_some();
-                let pattern = self.pattern('}')?.0;
-                let value = value.unwrap_or_default();
+                let text = self.inner('}', true)?;
+                let (longest, text) = match text.strip_prefix(operator) {
+                    Some(rest) => (true, rest),
+                    None => (false, text.as_str()),
+                };
+                let (pattern, value) = (pattern(text)?, value.unwrap_or_default());
                 Ok(match operator {
                     '#' => without_prefix(&value, &pattern, longest),
                     _ => without_suffix(&value, &pattern, longest),
                 })
             }
-            Some('/') => {
+            Some('/') if !colon => {
                 let all = self.chars.next_if_eq(&'/').is_some();
-                let (pattern, closed) = self.pattern('/')?;
-                let replacement = match closed {
-                    true => String::new(),
-                    false => self.inner()?,
-                };
-                Ok(replaced(
-                    &value.unwrap_or_default(),
-                    &pattern,
-                    &replacement,
-                    all,
-                ))
+                let pattern = pattern(&self.inner('/', true)?)?;
+                let replacement = self.inner('}', true)?;
+                let value = value.unwrap_or_default();
+                Ok(replaced(&value, &pattern, &replacement, all))
             }
-            Some(other) => Err(WordError::Unsupported(format!("{name}{other}"))),
+            Some(other) => Err(WordError::Unsupported(match colon {
+                true => format!("{name}:{other}"),
+                false => format!("{name}{other}"),
+            })),
         }
     }
 
@@ -242,7 +265,7 @@ impl<'a> Lexer<'a> {
         value: Option<String>,
         operator: char,
     ) -> Result<String, WordError> {
-        let word = self.inner()?;
+        let word = self.inner('}', false)?;
         match (operator, value) {
             ('+', Some(_)) | ('-', None) => Ok(word),
             ('+', None) => Ok(String::new()),
@@ -262,38 +285,18 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// The expanded text up to the closing brace.
-    fn inner(&mut self) -> Result<String, WordError> {
-        let mut out = Fields::default();
-        self.run(Some('}'), &mut out)?;
-        Ok(out.whole)
-    }
-
-    /// A pattern up to `stop` or `}`, and whether it was the brace that ended it.
-    fn pattern(&mut self, stop: char) -> Result<(Vec<Glob>, bool), WordError> {
-        let mut pattern = Vec::new();
-        while let Some(c) = self.chars.next() {
-            match c {
-                '}' => return Ok((pattern, true)),
-                c if c == stop => return Ok((pattern, false)),
-                '*' => pattern.push(Glob::Any),
-                '?' => pattern.push(Glob::One),
-                '$' => pattern.extend(self.dollar()?.chars().map(Glob::Literal)),
-                '\'' => {
-                    let mut out = Fields::default();
-                    self.single_quoted(&mut out)?;
-                    pattern.extend(out.whole.chars().map(Glob::Literal));
-                }
-                '"' => {
-                    let mut out = Fields::default();
-                    self.double_quoted(&mut out)?;
-                    pattern.extend(out.whole.chars().map(Glob::Literal));
-                }
-                c if c == self.escape => pattern.extend(self.chars.next().map(Glob::Literal)),
-                c => pattern.push(Glob::Literal(c)),
-            }
+    /// The expanded text up to `stop`.
+    fn inner(&mut self, stop: char, raw_escapes: bool) -> Result<String, WordError> {
+        if self.depth == MAX_DEPTH {
+            return Err(WordError::Depth);
         }
-        Err(WordError::UnclosedBrace)
+        self.depth += 1;
+        let outside = std::mem::replace(&mut self.raw_escapes, raw_escapes);
+        let mut out = Fields::default();
+        self.run(Some(stop), &mut out)?;
+        self.raw_escapes = outside;
+        self.depth -= 1;
+        Ok(out.whole)
     }
 
     /// A variable's name, a number or one of the shell's special parameters; empty if none follows.
@@ -322,6 +325,26 @@ enum Glob {
     Literal(char),
     One,
     Any,
+}
+
+/// Reads a shell pattern; a backslash is its escape whatever the file's is.
+fn pattern(text: &str) -> Result<Vec<Glob>, WordError> {
+    let mut chars = text.chars().peekable();
+    let mut pattern = Vec::new();
+    while let Some(c) = chars.next() {
+        pattern.push(match c {
+            '*' => Glob::Any,
+            '?' => Glob::One,
+            // escaped for the expansion around the pattern, no part of it
+            '\\' if matches!(chars.peek(), Some('}' | '/')) => continue,
+            '\\' => match chars.next() {
+                Some(c @ ('*' | '?' | '\\')) => Glob::Literal(c),
+                _ => return Err(WordError::Pattern(text.to_owned())),
+            },
+            c => Glob::Literal(c),
+        });
+    }
+    Ok(pattern)
 }
 
 /// Whether all of `text` matches; linear in text × pattern, since `*` backtracks only to the last one.
@@ -374,29 +397,34 @@ fn without_suffix(value: &str, pattern: &[Glob], longest: bool) -> String {
     chars[..start].iter().collect()
 }
 
+/// Leftmost, longest. A pattern that can match nothing also does so between characters, but not
+/// right behind another match.
 fn replaced(value: &str, pattern: &[Glob], replacement: &str, all: bool) -> String {
     let chars: Vec<char> = value.chars().collect();
     let mut out = String::new();
     let mut at = 0;
-    while at < chars.len() {
-        // leftmost, longest; a match of nothing replaces nothing
-        let end = (at + 1..=chars.len())
+    let mut matched_to = None;
+    while at <= chars.len() {
+        let end = (at..=chars.len())
             .rev()
             .find(|end| matches(pattern, &chars[at..*end]));
-        match end {
-            Some(end) => {
-                out.push_str(replacement);
+        if let Some(end) = end
+            && (end > at || matched_to != Some(at))
+        {
+            out.push_str(replacement);
+            if !all {
                 at = end;
-                if !all {
-                    break;
-                }
+                break;
             }
-            None => {
-                out.push(chars[at]);
-                at += 1;
+            matched_to = Some(end);
+            if end > at {
+                at = end;
+                continue;
             }
         }
+        out.extend(chars.get(at));
+        at += 1;
     }
-    out.extend(&chars[at..]);
+    out.extend(chars.iter().skip(at));
     out
 }

@@ -552,7 +552,7 @@ fn size(text: &str) -> Option<u64> {
         "g" | "gb" => 30,
         _ => return None,
     };
-    digits.parse::<u64>().ok()?.checked_shl(shift)
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn healthcheck(flags: Vec<Flag>, rest: &str) -> Result<Instruction, Fault> {
