@@ -4,6 +4,7 @@ pub mod containerfile;
 pub mod contract;
 pub mod copy;
 pub mod digest;
+pub mod doctor;
 pub mod error;
 pub mod ignore;
 pub mod image;

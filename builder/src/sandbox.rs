@@ -25,11 +25,13 @@ mod lines;
 mod mount_points;
 mod mounts;
 mod privileges;
+pub mod probe;
 mod run;
 mod seccomp;
 mod step;
 
 pub use enter::{EnterError, Entered, enter};
+pub use probe::{ChoiceError, Probe, ProbeError, choose, probe};
 pub use run::{RunError, run};
 
 /// Does what this program was re-executed for, if it was; to be called first in `main`. The exit status, or none for an ordinary call.
@@ -38,6 +40,7 @@ pub fn internal_main() -> Option<u8> {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next()?.to_str()? {
         step::INTERNAL_RUN_STEP => Some(step::main()),
+        probe::INTERNAL_PROBE => Some(probe::main()),
         _ => None,
     }
 }

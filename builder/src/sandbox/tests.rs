@@ -433,3 +433,27 @@ fn every_promise_of_a_step_holds_in_a_user_namespace() {
         }
     }
 }
+
+#[test]
+fn the_probe_finds_both_tiers_for_real_root_and_leaves_nothing() {
+    if able("the_probe_finds_both_tiers_for_real_root_and_leaves_nothing") {
+        let scratch = tempfile::tempdir().unwrap();
+        let probe = probe(scratch.path()).unwrap();
+        let text = crate::doctor::doctor(&probe);
+        assert!(
+            probe.allows(Tier::Root) && probe.allows(Tier::Userns),
+            "{text}"
+        );
+        assert_eq!(
+            probe
+                .rows
+                .iter()
+                .filter(|row| row.failure.is_some())
+                .count(),
+            0,
+            "{text}"
+        );
+        assert_eq!(probe.rows.len(), 11 + 14, "{text}");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+}

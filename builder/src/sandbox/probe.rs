@@ -1,0 +1,359 @@
+//! What does this machine, or this pod, really allow? Found by trying, in a process of its own, and given as data.
+//!
+//! Kernel versions and documentation say little here: seccomp, SELinux, AppArmor, masked paths and id maps all have a word. Every check is the
+//! very call that a build makes. Nothing of it stays behind.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::Tier;
+use crate::error::{Class, Classify};
+
+mod attempts;
+mod choice;
+
+pub(super) use attempts::main;
+pub use choice::{ChoiceError, LATER, choose};
+
+/// The first argument that starts this program as a probe.
+pub(super) const INTERNAL_PROBE: &str = "internal-probe";
+
+/// One thing that a build needs, or would like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Check {
+    /// New mount, PID, UTS and IPC namespaces (and, in the userns tier, a user namespace).
+    Namespaces,
+    /// Every id of ours under its own number.
+    IdentityMap,
+    /// Every id but one, shifted by one.
+    ShiftedMap,
+    /// Our own id only.
+    SingleMap,
+    /// An overlay with its upper in the scratch folder.
+    Overlay,
+    /// A removed lower file leaves a whiteout.
+    Whiteout,
+    /// A replaced lower directory is marked opaque.
+    Opaque,
+    /// Files can be given to any id.
+    Chown,
+    /// File capabilities can be set.
+    FileCapabilities,
+    /// A new /proc in a new PID namespace.
+    Proc,
+    /// Memory file systems.
+    Tmpfs,
+    /// Terminals of its own.
+    Devpts,
+    /// The machine's /sys, read-only.
+    Sys,
+    /// A system call filter without `no_new_privs`.
+    Seccomp,
+}
+
+/// A check and how it went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The tier that it was tried for.
+    pub tier: Tier,
+    /// What was tried.
+    pub check: Check,
+    /// Why it failed; none if it works.
+    pub failure: Option<String>,
+}
+
+/// What there is to know before a tier is chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Who we are: names and values, for people.
+    pub facts: Vec<(String, String)>,
+    /// In order of trying; a tier's first failure may leave out its other rows.
+    pub rows: Vec<Row>,
+}
+
+/// The probe itself failed.
+#[derive(Debug, thiserror::Error)]
+#[error("probe what this machine allows, with scratch folder {}", scratch.display())]
+pub struct ProbeError {
+    scratch: PathBuf,
+    source: io::Error,
+}
+
+impl Classify for ProbeError {
+    fn class(&self) -> Class {
+        Class::INTERNAL
+    }
+}
+
+impl Check {
+    /// What was tried, in a few words.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::IdentityMap => "id map, same numbers",
+            Self::ShiftedMap => "id map, shifted by one",
+            Self::SingleMap => "id map, one id",
+            Self::Overlay => "overlay in scratch",
+            Self::Whiteout => "whiteouts",
+            Self::Opaque => "opaque directories",
+            Self::Chown => "chown to any id",
+            Self::FileCapabilities => "file capabilities",
+            Self::Proc => "new /proc",
+            Self::Tmpfs => "tmpfs",
+            Self::Devpts => "devpts",
+            Self::Sys => "read-only /sys",
+            Self::Seccomp => "system call filter",
+        }
+    }
+
+    /// True if a tier can't do without it.
+    #[must_use]
+    pub const fn is_required(self) -> bool {
+        match self {
+            Self::ShiftedMap | Self::SingleMap | Self::FileCapabilities | Self::Proc => false,
+            Self::Namespaces
+            | Self::IdentityMap
+            | Self::Overlay
+            | Self::Whiteout
+            | Self::Opaque
+            | Self::Chown
+            | Self::Tmpfs
+            | Self::Devpts
+            | Self::Sys
+            | Self::Seccomp => true,
+        }
+    }
+
+    /// What is lost without it.
+    #[must_use]
+    pub const fn consequence(self) -> &'static str {
+        match self {
+            Self::Namespaces => "no step can run in this tier",
+            Self::IdentityMap => "owners of the base image's files can't be kept",
+            Self::ShiftedMap | Self::SingleMap => "nothing now; later tiers may use it",
+            Self::Overlay => "the base can't be changed without a copy of it",
+            Self::Whiteout => "steps can't remove files of the base",
+            Self::Opaque => "steps can't replace directories of the base",
+            Self::Chown => "files can't have the owners that packages give them",
+            Self::FileCapabilities => "packages that set file capabilities fail to install",
+            Self::Proc => {
+                "steps get the pod's own /proc: they can see, but not look into, the builder's processes"
+            }
+            Self::Tmpfs | Self::Devpts | Self::Sys => "steps don't find what containers have",
+            Self::Seccomp => "steps could use system calls that containers may not",
+        }
+    }
+
+    /// The change of the pod, or the machine, that would allow it.
+    #[must_use]
+    pub const fn remedy(self, tier: Tier) -> &'static str {
+        match (self, tier) {
+            (Self::Namespaces, Tier::Root) => {
+                "spec.hostUsers: false and containers[].securityContext.capabilities.add: [SYS_ADMIN], or privileged: true"
+            }
+            (Self::Namespaces, Tier::Userns) => {
+                "spec.hostUsers: false and no seccompProfile of type RuntimeDefault; on OpenShift the SCC nested-container; \
+                 on the node, sysctls user.max_user_namespaces above 0 and kernel.apparmor_restrict_unprivileged_userns=0"
+            }
+            (Self::IdentityMap | Self::ShiftedMap | Self::Chown, _) => {
+                "containers[].securityContext: runAsUser: 0 and capabilities.add: [SETUID, SETGID, SETFCAP]"
+            }
+            (Self::SingleMap, _) => "as for namespaces",
+            (Self::Overlay | Self::Whiteout | Self::Opaque | Self::FileCapabilities, _) => {
+                "an emptyDir or other volume as the scratch folder; with SELinux seLinuxOptions.type: container_engine_t (SCC nested-container); \
+                 with AppArmor appArmorProfile.type: Unconfined"
+            }
+            (Self::Proc, _) => {
+                "containers[].securityContext.procMount: Unmasked (allowed with hostUsers: false)"
+            }
+            (Self::Tmpfs | Self::Devpts | Self::Sys, _) => {
+                "with SELinux seLinuxOptions.type: container_engine_t; with AppArmor appArmorProfile.type: Unconfined"
+            }
+            (Self::Seccomp, _) => {
+                "a kernel with CONFIG_SECCOMP_FILTER and no seccompProfile that forbids seccomp(2)"
+            }
+        }
+    }
+}
+
+impl Probe {
+    /// The required checks that failed for `tier`.
+    pub fn obstacles(&self, tier: Tier) -> impl Iterator<Item = &Row> {
+        self.rows
+            .iter()
+            .filter(move |row| row.tier == tier && row.check.is_required() && row.failure.is_some())
+    }
+
+    /// True if a build would run in `tier`.
+    #[must_use]
+    pub fn allows(&self, tier: Tier) -> bool {
+        self.obstacles(tier).next().is_none()
+            && self
+                .rows
+                .iter()
+                .any(|row| row.tier == tier && row.check == Check::Seccomp)
+    }
+}
+
+/// Tries everything, with uppers in `scratch`, which is made if absent.
+///
+/// # Errors
+/// Permanent, if the probing process can't run.
+pub fn probe(scratch: &Path) -> Result<Probe, ProbeError> {
+    let failed = |source| ProbeError {
+        scratch: scratch.to_owned(),
+        source,
+    };
+    fs::create_dir_all(scratch).map_err(failed)?;
+    let folder = tempfile::Builder::new()
+        .prefix("probe-")
+        .tempdir_in(scratch)
+        .map_err(failed)?;
+    let mut child = Command::new("/proc/self/exe")
+        .arg(INTERNAL_PROBE)
+        .arg(folder.path())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let output = child.stdout.take().map_or(Ok(Vec::new()), |mut stdout| {
+        let mut output = Vec::new();
+        io::Read::read_to_end(&mut stdout, &mut output).map(|_| output)
+    });
+    child.wait().map_err(failed)?;
+    let mut rows = Vec::new();
+    for line in output
+        .map_err(failed)?
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        rows.push(serde_json::from_slice(line).map_err(|error| failed(error.into()))?);
+    }
+    Ok(Probe {
+        facts: facts(),
+        rows,
+    })
+}
+
+/// What `/proc` says about this process.
+fn facts() -> Vec<(String, String)> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or("unknown")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = map
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let label = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
+    let label = label.trim_matches(['\n', '\0']);
+    [
+        ("uid", rustix::process::geteuid().to_string()),
+        ("id map (inside outside count)", map),
+        ("capabilities", field("CapEff")),
+        ("no_new_privs", field("NoNewPrivs")),
+        ("seccomp mode", field("Seccomp")),
+        (
+            "security label",
+            if label.is_empty() {
+                "none".to_owned()
+            } else {
+                label.to_owned()
+            },
+        ),
+        (
+            "kernel",
+            fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+        ),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+/// Says how a check went; the pipe's other end collects the lines.
+fn tell(tier: Tier, check: Check, result: io::Result<()>) -> bool {
+    let works = result.is_ok();
+    let row = Row {
+        tier,
+        check,
+        failure: result.err().map(|error| chain(&error)),
+    };
+    if let Ok(mut line) = serde_json::to_vec(&row) {
+        line.push(b'\n');
+        // Without a reader there is nobody to tell.
+        let _ = io::stdout()
+            .write_all(&line)
+            .and_then(|()| io::stdout().flush());
+    }
+    works
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(tier: Tier, check: Check, failure: Option<&str>) -> Row {
+        Row {
+            tier,
+            check,
+            failure: failure.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_tier_is_allowed_if_all_that_it_requires_was_tried_and_works() {
+        let works = vec![
+            row(Tier::Userns, Check::Namespaces, None),
+            row(Tier::Userns, Check::Proc, Some("no")),
+            row(Tier::Userns, Check::Seccomp, None),
+        ];
+        let mut without_overlay = works.clone();
+        without_overlay.insert(1, row(Tier::Userns, Check::Overlay, Some("no")));
+        for (rows, userns, root) in [
+            (works.clone(), true, false),
+            (without_overlay, false, false),
+            (works[..2].to_vec(), false, false),
+            (vec![], false, false),
+        ] {
+            let probe = Probe {
+                facts: Vec::new(),
+                rows,
+            };
+            assert_eq!(
+                (probe.allows(Tier::Userns), probe.allows(Tier::Root)),
+                (userns, root),
+                "{:?}",
+                probe.rows
+            );
+        }
+    }
+}
