@@ -59,8 +59,12 @@ fn finished(crd: &CustomResourceDefinition) -> Value {
         match value {
             Value::Object(fields) => {
                 fields.retain(|key, field| {
-                    !(key == "nullable" && field.is_boolean())
-                        && !(key == "default" && field.is_null())
+                    let brought_along = match key.as_str() {
+                        "nullable" => field.is_boolean(),
+                        "default" => field.is_null(),
+                        _ => false,
+                    };
+                    !brought_along
                 });
                 fields.values_mut().for_each(walk);
             }
