@@ -1,4 +1,22 @@
 //! Builds a bootable-container image from a Containerfile and pushes it by digest.
+//!
+//! ```text
+//! Containerfile ─► containerfile::parse ─► containerfile::graph ─► pipeline
+//!                                                                    │ per stage: state, overlay, sandbox (RUN), copy (COPY, ADD)
+//!                                                                    │ upper directory ─► layer ─► registry
+//!                                                                    └ image: configuration and manifest ─► registry ─► contract::BuildReport
+//! ```
+//!
+//! | question | module |
+//! | --- | --- |
+//! | what does the file say, and what does the target need? | [`containerfile`], [`ignore`], [`state`] |
+//! | which image, which bytes? | [`reference`], [`digest`], [`image`] |
+//! | how do we talk to a registry? | [`registry`] |
+//! | where do a stage's writes go, and how does a step run? | [`overlay`], [`root`], [`copy`], [`sandbox`] |
+//! | how do changes become a layer? | [`layer`] |
+//! | in which order? who watches? who is told? | [`pipeline`], [`progress`], [`contract`], [`error`] |
+//!
+//! Pure modules decide, modules named for their effect touch the world; nothing here knows Kubernetes.
 
 pub mod containerfile;
 pub mod contract;
@@ -10,6 +28,8 @@ pub mod ignore;
 pub mod image;
 pub mod layer;
 pub mod overlay;
+pub mod pipeline;
+pub mod progress;
 pub mod reference;
 pub mod registry;
 pub mod root;

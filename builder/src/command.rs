@@ -1,0 +1,186 @@
+//! How does `build` go from its arguments to an exit code? Everything that touches the machine before and after the pipeline.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use strata_builder::contract::{BuildReport, Failure, Outcome, REPORT_VERSION};
+use strata_builder::error::{Class, Classify as _};
+use strata_builder::layer::LayerOptions;
+use strata_builder::containerfile::graph::Platform;
+use strata_builder::pipeline::report;
+use strata_builder::pipeline::target::Target;
+use strata_builder::pipeline::{self, BuildSpec};
+use strata_builder::progress::{Format, Progress};
+use strata_builder::registry::{Credentials, Options, Registry};
+use strata_builder::sandbox::{Entered, Tier, enter};
+
+use crate::arguments::{Build, Layers, ProgressChoice, PushTarget, TierChoice};
+
+/// Builds; the exit code says who can end a failure.
+pub fn build(build: Build) -> ExitCode {
+    let (report_path, digest_path) = (build.report.clone(), build.digestfile.clone());
+    let (report, told) = match prepare_and_build(build) {
+        Ok((report, told)) => (report, told),
+        Err(error) => {
+            let class = error.downcast_ref::<Classed>().map_or(Class::CONTRACT, |classed| classed.0);
+            let message = format!("{error:#}");
+            let failure = Failure { class, message: message.clone(), step: None };
+            (report_of(Outcome::Failed(failure)), Some(message))
+        }
+    };
+    if let Some(message) = told {
+        eprintln!("error: {message}");
+    }
+    let code = match &report.outcome {
+        Outcome::Pushed { digest, .. } => {
+            println!("{digest}");
+            digest_path.map_or(Ok(()), |path| fs::write(path, format!("{digest}\n"))).map(|()| 0)
+        }
+        Outcome::Failed(failure) => Ok(failure.class.exit_code()),
+    };
+    let written = report_path.map_or(Ok(()), |path| report::write(&report, &path));
+    match code.and_then(|code| written.map(|()| code)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: write the outcome: {error}");
+            ExitCode::from(Class::INTERNAL.exit_code())
+        }
+    }
+}
+
+/// The class of a failure before the pipeline.
+#[derive(Debug, thiserror::Error)]
+#[error("{1}")]
+struct Classed(Class, String);
+
+fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String>)> {
+    let format = match build.progress {
+        ProgressChoice::Auto | ProgressChoice::Tty | ProgressChoice::Plain => Format::Plain,
+        ProgressChoice::Json => Format::Json,
+    };
+    let containerfile = containerfile(&build)?;
+    let temporary = match build.scratch {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix("strata-").tempdir().context("make a scratch folder")?),
+    };
+    let scratch = match (&build.scratch, &temporary) {
+        (Some(scratch), _) => scratch.clone(),
+        (None, Some(temporary)) => temporary.path().to_owned(),
+        (None, None) => std::env::temp_dir(),
+    };
+    let work = tempfile::Builder::new().prefix("build-").tempdir_in(&scratch).with_context(|| {
+        format!("make a folder in the scratch directory {}", scratch.display())
+    })?;
+    let scratch = fs::canonicalize(work.path()).context("find the scratch directory")?;
+    let push_credentials = credentials(build.authfile.as_deref())?;
+    let pull_credentials = match &build.pull_authfile {
+        Some(path) => credentials(Some(path))?,
+        None => push_credentials.clone(),
+    };
+    let ca_bundles = build
+        .ca_bundles
+        .iter()
+        .map(|path| fs::read(path).with_context(|| format!("read {}", path.display())))
+        .collect::<Result<Vec<_>, _>>()?;
+    let Layers::Stage = build.layers;
+    let build_args = build_args(&build);
+    // Namespaces belong to threads, so this comes before the runtime starts any.
+    let entered = enter_tier(build.tier)?;
+    let registry = |credentials| {
+        Registry::new(Options {
+            credentials,
+            plain_http: build.plain_http.clone(),
+            ca_bundles: ca_bundles.clone(),
+            bounds: None,
+        })
+    };
+    let PushTarget(reference) = build.push;
+    let spec = BuildSpec {
+        containerfile,
+        context: absolute(&build.context)?,
+        target: build.target,
+        build_args,
+        contexts: build.build_contexts.into_iter().map(|context| (context.name, context.source)).collect(),
+        labels: build.labels.into_iter().map(|pair| (pair.0, pair.1)).collect(),
+        base_rootfs: build.base_rootfs,
+        push: Target { registry: registry(push_credentials)?, reference },
+        pull: registry(pull_credentials)?,
+        scratch,
+        layers: LayerOptions {
+            source_date_epoch: build.source_date_epoch,
+            compression: build.compression,
+        },
+        build_uid: build.build_uid,
+        architecture: Platform::native().architecture,
+    };
+    let progress = Arc::new(Progress::new(format, Box::new(io::stderr())));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let (report, error) = runtime.block_on(pipeline::build(&spec, entered, &progress));
+    io::stderr().flush().context("write to standard error")?;
+    Ok((report, error.map(|error| strata_builder::error::chain(&error))))
+}
+
+fn report_of(outcome: Outcome) -> BuildReport {
+    BuildReport {
+        version: REPORT_VERSION,
+        outcome,
+        tier: "none".to_owned(),
+        phases: Vec::new(),
+        peak_rss_bytes: 0,
+    }
+}
+
+fn containerfile(build: &Build) -> anyhow::Result<PathBuf> {
+    if let Some(path) = &build.containerfile {
+        return absolute(path);
+    }
+    let candidates = ["Containerfile", "Dockerfile"].map(|name| build.context.join(name));
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => absolute(path),
+        None => anyhow::bail!(
+            "there is neither Containerfile nor Dockerfile in {}; name one with --containerfile",
+            build.context.display()
+        ),
+    }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("find {}", path.display()))
+}
+
+fn credentials(path: Option<&Path>) -> anyhow::Result<Credentials> {
+    let Some(path) = path else { return Ok(Credentials::default()) };
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    Credentials::parse(&text)
+        .map_err(|error| Classed(error.class(), format!("{}: {error}", path.display())).into())
+}
+
+/// A bare name that the environment doesn't have says nothing.
+fn build_args(build: &Build) -> BTreeMap<String, String> {
+    let value = |name: &str| std::env::var(name).ok();
+    build
+        .build_args
+        .iter()
+        .filter_map(|arg| Some((arg.name.clone(), arg.value.clone().or_else(|| value(&arg.name))?)))
+        .collect()
+}
+
+fn enter_tier(choice: TierChoice) -> anyhow::Result<Entered> {
+    let entered = match choice {
+        TierChoice::Only(tier) => enter(tier),
+        // Trying is the only way to know, and a refused try leaves the process as it was.
+        TierChoice::Auto => enter(Tier::Userns).or_else(|_| enter(Tier::Root)),
+    };
+    entered.map_err(|error| {
+        Classed(error.class(), strata_builder::error::chain(&error)).into()
+    })
+}
