@@ -39,7 +39,12 @@ Exit codes:
 #[derive(Debug, Args)]
 pub struct Build {
     /// The Containerfile; by default Containerfile or Dockerfile in the context
-    #[arg(short = 'f', long = "containerfile", visible_alias = "file", value_name = "FILE")]
+    #[arg(
+        short = 'f',
+        long = "containerfile",
+        visible_alias = "file",
+        value_name = "FILE"
+    )]
     pub containerfile: Option<PathBuf>,
 
     /// Directory that COPY and ADD take files from
@@ -161,9 +166,9 @@ impl FromStr for TierChoice {
             "auto" => Ok(Self::Auto),
             "userns" => Ok(Self::Only(Tier::Userns)),
             "root" => Ok(Self::Only(Tier::Root)),
-            "rootless" | "flat" | "copy" => {
-                Err(format!("the tier {text} is not in this version, which has userns and root"))
-            }
+            "rootless" | "flat" | "copy" => Err(format!(
+                "the tier {text} is not in this version, which has userns and root"
+            )),
             _ => Err("there are the tiers userns and root, and auto".to_owned()),
         }
     }
@@ -204,7 +209,10 @@ impl FromStr for BuildArg {
         if name.is_empty() {
             return Err("expected NAME or NAME=VALUE");
         }
-        Ok(Self { name: name.to_owned(), value })
+        Ok(Self {
+            name: name.to_owned(),
+            value,
+        })
     }
 }
 
@@ -221,16 +229,25 @@ impl FromStr for BuildContext {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Pair(name, value) = text.parse().map_err(|_| "expected NAME=DIR or NAME=REFERENCE".to_owned())?;
+        let Pair(name, value) = text
+            .parse()
+            .map_err(|_| "expected NAME=DIR or NAME=REFERENCE".to_owned())?;
         if value.starts_with("oci:") || value.starts_with("oci-layout:") {
-            return Err("an OCI layout as a context is not in this version; push it to a registry".to_owned());
+            return Err(
+                "an OCI layout as a context is not in this version; push it to a registry"
+                    .to_owned(),
+            );
         }
         let source = if value == "." || value.starts_with(['/', '.']) {
             ContextSource::Directory(PathBuf::from(value))
         } else {
             let reference = value.strip_prefix("docker-image://").unwrap_or(&value);
             let hint = "a directory starts with / or .";
-            ContextSource::Image(reference.parse().map_err(|error| format!("{error}; {hint}"))?)
+            ContextSource::Image(
+                reference
+                    .parse()
+                    .map_err(|error| format!("{error}; {hint}"))?,
+            )
         };
         Ok(Self { name, source })
     }
@@ -245,13 +262,19 @@ impl FromStr for PushTarget {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.starts_with("oci:") {
-            return Err("an OCI layout as a target is not in this version; give a registry's reference".to_owned());
+            return Err(
+                "an OCI layout as a target is not in this version; give a registry's reference"
+                    .to_owned(),
+            );
         }
-        let reference: Reference =
-            text.parse().map_err(|error: strata_builder::reference::InvalidReference| error.to_string())?;
+        let reference: Reference = text
+            .parse()
+            .map_err(|error: strata_builder::reference::InvalidReference| error.to_string())?;
         match reference.digest {
             None => Ok(Self(reference)),
-            Some(_) => Err("an image is pushed to a tag; its digest is known only afterwards".to_owned()),
+            Some(_) => {
+                Err("an image is pushed to a tag; its digest is known only afterwards".to_owned())
+            }
         }
     }
 }
@@ -260,9 +283,17 @@ fn parse_base_rootfs(text: &str) -> Result<BaseRootfs, String> {
     // A reference never starts with a slash or a dot, so a directory that holds an = is still one.
     match text.split_once('=') {
         Some((image, directory)) if !text.starts_with(['/', '.']) => {
-            let image = image.parse().map_err(|error: strata_builder::reference::InvalidReference| error.to_string())?;
-            Ok(BaseRootfs { image: Some(image), directory: PathBuf::from(directory) })
+            let image = image
+                .parse()
+                .map_err(|error: strata_builder::reference::InvalidReference| error.to_string())?;
+            Ok(BaseRootfs {
+                image: Some(image),
+                directory: PathBuf::from(directory),
+            })
         }
-        _ => Ok(BaseRootfs { image: None, directory: PathBuf::from(text) }),
+        _ => Ok(BaseRootfs {
+            image: None,
+            directory: PathBuf::from(text),
+        }),
     }
 }

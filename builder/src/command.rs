@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use strata_builder::containerfile::graph::Platform;
 use strata_builder::contract::{BuildReport, Failure, Outcome, REPORT_VERSION};
 use strata_builder::error::{Class, Classify as _};
 use strata_builder::layer::LayerOptions;
-use strata_builder::containerfile::graph::Platform;
 use strata_builder::pipeline::report;
 use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec};
@@ -27,9 +27,15 @@ pub fn build(build: Build) -> ExitCode {
     let (report, told) = match prepare_and_build(build) {
         Ok((report, told)) => (report, told),
         Err(error) => {
-            let class = error.downcast_ref::<Classed>().map_or(Class::CONTRACT, |classed| classed.0);
+            let class = error
+                .downcast_ref::<Classed>()
+                .map_or(Class::CONTRACT, |classed| classed.0);
             let message = format!("{error:#}");
-            let failure = Failure { class, message: message.clone(), step: None };
+            let failure = Failure {
+                class,
+                message: message.clone(),
+                step: None,
+            };
             (report_of(Outcome::Failed(failure)), Some(message))
         }
     };
@@ -39,7 +45,9 @@ pub fn build(build: Build) -> ExitCode {
     let code = match &report.outcome {
         Outcome::Pushed { digest, .. } => {
             println!("{digest}");
-            digest_path.map_or(Ok(()), |path| fs::write(path, format!("{digest}\n"))).map(|()| 0)
+            digest_path
+                .map_or(Ok(()), |path| fs::write(path, format!("{digest}\n")))
+                .map(|()| 0)
         }
         Outcome::Failed(failure) => Ok(failure.class.exit_code()),
     };
@@ -66,16 +74,27 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
     let containerfile = containerfile(&build)?;
     let temporary = match build.scratch {
         Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("strata-").tempdir().context("make a scratch folder")?),
+        None => Some(
+            tempfile::Builder::new()
+                .prefix("strata-")
+                .tempdir()
+                .context("make a scratch folder")?,
+        ),
     };
     let scratch = match (&build.scratch, &temporary) {
         (Some(scratch), _) => scratch.clone(),
         (None, Some(temporary)) => temporary.path().to_owned(),
         (None, None) => std::env::temp_dir(),
     };
-    let work = tempfile::Builder::new().prefix("build-").tempdir_in(&scratch).with_context(|| {
-        format!("make a folder in the scratch directory {}", scratch.display())
-    })?;
+    let work = tempfile::Builder::new()
+        .prefix("build-")
+        .tempdir_in(&scratch)
+        .with_context(|| {
+            format!(
+                "make a folder in the scratch directory {}",
+                scratch.display()
+            )
+        })?;
     let scratch = fs::canonicalize(work.path()).context("find the scratch directory")?;
     let push_credentials = credentials(build.authfile.as_deref())?;
     let pull_credentials = match &build.pull_authfile {
@@ -105,10 +124,21 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         context: absolute(&build.context)?,
         target: build.target,
         build_args,
-        contexts: build.build_contexts.into_iter().map(|context| (context.name, context.source)).collect(),
-        labels: build.labels.into_iter().map(|pair| (pair.0, pair.1)).collect(),
+        contexts: build
+            .build_contexts
+            .into_iter()
+            .map(|context| (context.name, context.source))
+            .collect(),
+        labels: build
+            .labels
+            .into_iter()
+            .map(|pair| (pair.0, pair.1))
+            .collect(),
         base_rootfs: build.base_rootfs,
-        push: Target { registry: registry(push_credentials)?, reference },
+        push: Target {
+            registry: registry(push_credentials)?,
+            reference,
+        },
         pull: registry(pull_credentials)?,
         scratch,
         layers: LayerOptions {
@@ -126,7 +156,10 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         .context("start the runtime")?;
     let (report, error) = runtime.block_on(pipeline::build(&spec, entered, &progress));
     io::stderr().flush().context("write to standard error")?;
-    Ok((report, error.map(|error| strata_builder::error::chain(&error))))
+    Ok((
+        report,
+        error.map(|error| strata_builder::error::chain(&error)),
+    ))
 }
 
 fn report_of(outcome: Outcome) -> BuildReport {
@@ -158,7 +191,9 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn credentials(path: Option<&Path>) -> anyhow::Result<Credentials> {
-    let Some(path) = path else { return Ok(Credentials::default()) };
+    let Some(path) = path else {
+        return Ok(Credentials::default());
+    };
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     Credentials::parse(&text)
         .map_err(|error| Classed(error.class(), format!("{}: {error}", path.display())).into())
@@ -170,7 +205,12 @@ fn build_args(build: &Build) -> BTreeMap<String, String> {
     build
         .build_args
         .iter()
-        .filter_map(|arg| Some((arg.name.clone(), arg.value.clone().or_else(|| value(&arg.name))?)))
+        .filter_map(|arg| {
+            Some((
+                arg.name.clone(),
+                arg.value.clone().or_else(|| value(&arg.name))?,
+            ))
+        })
         .collect()
 }
 
@@ -180,7 +220,5 @@ fn enter_tier(choice: TierChoice) -> anyhow::Result<Entered> {
         // Trying is the only way to know, and a refused try leaves the process as it was.
         TierChoice::Auto => enter(Tier::Userns).or_else(|_| enter(Tier::Root)),
     };
-    entered.map_err(|error| {
-        Classed(error.class(), strata_builder::error::chain(&error)).into()
-    })
+    entered.map_err(|error| Classed(error.class(), strata_builder::error::chain(&error)).into())
 }

@@ -17,9 +17,9 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
+use crate::containerfile::Containerfile;
 use crate::containerfile::graph::{self, BuildGraph, PlanError, PlanOptions, Platform, StageBase};
 use crate::containerfile::parse::{self, ParseError};
-use crate::containerfile::Containerfile;
 use crate::contract::{
     BUILD_UID_ANNOTATION, BuildReport, FailedStep, Failure, Outcome, PhaseTime, REPORT_VERSION,
 };
@@ -129,7 +129,9 @@ pub enum BuildError {
         name: String,
     },
     /// An image that has to be unpacked first.
-    #[error("the files of {name:?} are needed, but this version only builds on unpacked images; give its files with --base-rootfs {name}=DIRECTORY")]
+    #[error(
+        "the files of {name:?} are needed, but this version only builds on unpacked images; give its files with --base-rootfs {name}=DIRECTORY"
+    )]
     NotUnpacked {
         /// As in the Containerfile.
         name: String,
@@ -238,7 +240,10 @@ async fn run(
         && let Some(outcome) = spec.push.earlier_attempt(uid, &spec.architecture).await?
     {
         if let Outcome::Pushed { digest, .. } = outcome {
-            progress.tell(&Event::AlreadyThere { target: &spec.push.reference.to_string(), digest });
+            progress.tell(&Event::AlreadyThere {
+                target: &spec.push.reference.to_string(),
+                digest,
+            });
         }
         return Ok(outcome);
     }
@@ -254,7 +259,12 @@ async fn run(
         // Blocks this thread only; uploads go on in the runtime's own.
         let finished = tokio::task::block_in_place(|| stages.build(index))?;
         if ancestors.contains(&index) && finished.changed {
-            layers.push(start_layer(spec, &graph.stages[index].name, finished, progress));
+            layers.push(start_layer(
+                spec,
+                &graph.stages[index].name,
+                finished,
+                progress,
+            ));
         }
     }
     phases.begin("layers");
@@ -272,10 +282,17 @@ async fn run(
     phases.begin("push");
     sent_bytes += base_layers.await??;
     if !spec.labels.is_empty() {
-        image.config.config.labels.get_or_insert_default().extend(spec.labels.clone());
+        image
+            .config
+            .config
+            .labels
+            .get_or_insert_default()
+            .extend(spec.labels.clone());
     }
     if let Some(uid) = &spec.build_uid {
-        image.annotations.insert(BUILD_UID_ANNOTATION.to_owned(), uid.clone());
+        image
+            .annotations
+            .insert(BUILD_UID_ANNOTATION.to_owned(), uid.clone());
     }
     let assembled = image.assemble(&stages.created)?;
     sent_bytes += assembled.config_descriptor.size_bytes;
@@ -287,17 +304,26 @@ async fn run(
         millis: millis(progress.elapsed()),
     });
     let layers = image.layers.len();
-    Ok(Outcome::Pushed { digest, size_bytes, layers, sent_bytes, already_there: false })
+    Ok(Outcome::Pushed {
+        digest,
+        size_bytes,
+        layers,
+        sent_bytes,
+        already_there: false,
+    })
 }
 
 fn plan(spec: &BuildSpec) -> Result<(Containerfile, BuildGraph), BuildError> {
     let text = read(&spec.containerfile)?;
-    let name = spec
-        .containerfile
-        .file_name()
-        .map_or_else(|| "Containerfile".into(), |name| name.to_string_lossy().into_owned());
+    let name = spec.containerfile.file_name().map_or_else(
+        || "Containerfile".into(),
+        |name| name.to_string_lossy().into_owned(),
+    );
     let file = parse::parse(&text, &name)?;
-    let platform = Platform { architecture: spec.architecture.clone(), ..Platform::native() };
+    let platform = Platform {
+        architecture: spec.architecture.clone(),
+        ..Platform::native()
+    };
     let options = PlanOptions {
         target: spec.target.clone(),
         build_args: spec.build_args.clone(),
@@ -311,14 +337,17 @@ fn plan(spec: &BuildSpec) -> Result<(Containerfile, BuildGraph), BuildError> {
 }
 
 fn read(path: &Path) -> Result<String, BuildError> {
-    std::fs::read_to_string(path)
-        .map_err(|source| BuildError::ReadFile { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| BuildError::ReadFile {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The target and the stages it derives from, lowest first.
 fn ancestors(graph: &BuildGraph) -> Vec<usize> {
     let mut chain = vec![graph.target];
-    while let Some(StageBase::Stage(parent)) = chain.last().map(|index| &graph.stages[*index].base) {
+    while let Some(StageBase::Stage(parent)) = chain.last().map(|index| &graph.stages[*index].base)
+    {
         chain.push(*parent);
     }
     chain.reverse();
@@ -326,8 +355,13 @@ fn ancestors(graph: &BuildGraph) -> Vec<usize> {
 }
 
 /// The image below the target's lowest ancestor; none on scratch.
-fn base_of_target(graph: &BuildGraph, outside: &Outside) -> Result<Option<bases::Base>, BuildError> {
-    let lowest = ancestors(graph).first().map(|index| &graph.stages[*index].base);
+fn base_of_target(
+    graph: &BuildGraph,
+    outside: &Outside,
+) -> Result<Option<bases::Base>, BuildError> {
+    let lowest = ancestors(graph)
+        .first()
+        .map(|index| &graph.stages[*index].base);
     match lowest.and_then(Name::of_base) {
         Some(name) => outside.image(&name).cloned().map(Some),
         None => Ok(None),
@@ -335,7 +369,9 @@ fn base_of_target(graph: &BuildGraph, outside: &Outside) -> Result<Option<bases:
 }
 
 fn base_image(graph: &BuildGraph, outside: &Outside) -> Result<Image, BuildError> {
-    Ok(base_of_target(graph, outside)?.map(|base| base.image).unwrap_or_default())
+    Ok(base_of_target(graph, outside)?
+        .map(|base| base.image)
+        .unwrap_or_default())
 }
 
 async fn ensure_base(
@@ -344,7 +380,11 @@ async fn ensure_base(
     progress: Arc<Progress>,
 ) -> Result<u64, BuildError> {
     match base {
-        Some(base) => target.ensure_layers(&base.origin, &base.image.layers, &progress).await,
+        Some(base) => {
+            target
+                .ensure_layers(&base.origin, &base.image.layers, &progress)
+                .await
+        }
         None => Ok(0),
     }
 }
@@ -373,16 +413,31 @@ fn start_layer(
 
 fn failure(error: &BuildError) -> Failure {
     let step = match error {
-        BuildError::Step { file, line, text, source } => {
+        BuildError::Step {
+            file,
+            line,
+            text,
+            source,
+        } => {
             let (exit_status, output) = match &**source {
                 StepError::Exit { status, output } => (Some(status.code()), output.clone()),
                 _ => (None, Vec::new()),
             };
-            Some(FailedStep { file: file.clone(), line: *line, text: text.clone(), exit_status, output })
+            Some(FailedStep {
+                file: file.clone(),
+                line: *line,
+                text: text.clone(),
+                exit_status,
+                output,
+            })
         }
         _ => None,
     };
-    Failure { class: error.class(), message: chain(error), step }
+    Failure {
+        class: error.class(),
+        message: chain(error),
+        step,
+    }
 }
 
 /// Largest resident set of this process so far.
@@ -412,7 +467,10 @@ impl Phases {
     fn end(&mut self) {
         if let Some((name, began)) = self.current.take() {
             let millis = millis(began.elapsed());
-            self.done.push(PhaseTime { name: name.to_owned(), millis });
+            self.done.push(PhaseTime {
+                name: name.to_owned(),
+                millis,
+            });
         }
     }
 

@@ -129,7 +129,11 @@ impl Progress {
     /// Time zero is now.
     #[must_use]
     pub fn new(format: Format, out: Box<dyn Write + Send>) -> Self {
-        Self { format, began: Instant::now(), out: Mutex::new(out) }
+        Self {
+            format,
+            began: Instant::now(),
+            out: Mutex::new(out),
+        }
     }
 
     /// Time since the build began.
@@ -168,7 +172,10 @@ fn json(elapsed: Duration, event: &Event<'_>) -> String {
         #[serde(flatten)]
         event: &'a Event<'a>,
     }
-    let line = Line { at_millis: millis(elapsed), event };
+    let line = Line {
+        at_millis: millis(elapsed),
+        event,
+    };
     // Numbers and text always encode.
     serde_json::to_string(&line).map_or_else(|_| String::new(), |line| line + "\n")
 }
@@ -176,7 +183,11 @@ fn json(elapsed: Duration, event: &Event<'_>) -> String {
 fn plain(elapsed: Duration, event: &Event<'_>) -> String {
     let text = match event {
         Event::Warning { text } => format!("warning: {text}"),
-        Event::Base { image, digest, layers } => {
+        Event::Base {
+            image,
+            digest,
+            layers,
+        } => {
             format!("base {image}: {layers} layers, {digest}")
         }
         Event::Step { number, text } => format!("{} {text}", prefix(*number)),
@@ -184,17 +195,33 @@ fn plain(elapsed: Duration, event: &Event<'_>) -> String {
         Event::StepDone { number, millis } => {
             format!("{} done in {}", prefix(*number), seconds(*millis))
         }
-        Event::Layer { stage, digest, size_bytes, entries, millis } => format!(
+        Event::Layer {
+            stage,
+            digest,
+            size_bytes,
+            entries,
+            millis,
+        } => format!(
             "layer of stage {stage} pushed: {entries} entries, {}, {digest}, in {}",
             size(*size_bytes),
             seconds(*millis)
         ),
-        Event::BaseLayers { present, mounted, copied, copied_bytes, millis } => format!(
+        Event::BaseLayers {
+            present,
+            mounted,
+            copied,
+            copied_bytes,
+            millis,
+        } => format!(
             "layers of the base: {present} there already, {mounted} mounted, {copied} copied ({}), in {}",
             size(*copied_bytes),
             seconds(*millis)
         ),
-        Event::Pushed { target, digest, millis } => {
+        Event::Pushed {
+            target,
+            digest,
+            millis,
+        } => {
             format!("pushed {target} as {digest}, {} in all", seconds(*millis))
         }
         Event::AlreadyThere { target, digest } => {
@@ -205,7 +232,12 @@ fn plain(elapsed: Duration, event: &Event<'_>) -> String {
 }
 
 fn prefix(number: StepNumber) -> String {
-    let StepNumber { stage, stages, step, steps } = number;
+    let StepNumber {
+        stage,
+        stages,
+        step,
+        steps,
+    } = number;
     format!("[stage {stage}/{stages} step {step}/{steps}]")
 }
 
@@ -226,11 +258,19 @@ mod tests {
 
     #[test]
     fn plain_lines_name_stage_and_step_and_json_lines_hold_the_same() {
-        let number = StepNumber { stage: 2, stages: 3, step: 4, steps: 9 };
+        let number = StepNumber {
+            stage: 2,
+            stages: 3,
+            step: 4,
+            steps: 9,
+        };
         let at = Duration::from_millis(1234);
         for (event, text, object) in [
             (
-                Event::Step { number, text: "RUN dnf install -y cowsay" },
+                Event::Step {
+                    number,
+                    text: "RUN dnf install -y cowsay",
+                },
                 "   1.23 [stage 2/3 step 4/9] RUN dnf install -y cowsay\n",
                 serde_json::json!({
                     "at_millis": 1234, "event": "step", "stage": 2, "stages": 3, "step": 4, "steps": 9,
@@ -238,7 +278,10 @@ mod tests {
                 }),
             ),
             (
-                Event::Output { number, line: "Complete!" },
+                Event::Output {
+                    number,
+                    line: "Complete!",
+                },
                 "   1.23 [stage 2/3 step 4/9]   Complete!\n",
                 serde_json::json!({
                     "at_millis": 1234, "event": "output", "stage": 2, "stages": 3, "step": 4, "steps": 9,
@@ -246,7 +289,13 @@ mod tests {
                 }),
             ),
             (
-                Event::BaseLayers { present: 40, mounted: 1, copied: 1, copied_bytes: 2_500_000, millis: 900 },
+                Event::BaseLayers {
+                    present: 40,
+                    mounted: 1,
+                    copied: 1,
+                    copied_bytes: 2_500_000,
+                    millis: 900,
+                },
                 "   1.23 layers of the base: 40 there already, 1 mounted, 1 copied (2.5 MB), in 0.90 s\n",
                 serde_json::json!({
                     "at_millis": 1234, "event": "base-layers", "present": 40, "mounted": 1, "copied": 1,

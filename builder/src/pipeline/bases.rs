@@ -75,7 +75,11 @@ impl Name {
 impl Outside {
     /// The image called so.
     pub fn image(&self, name: &Name) -> Result<&Base, BuildError> {
-        self.images.get(name).ok_or_else(|| BuildError::ContextIsNoImage { name: name.text().to_owned() })
+        self.images
+            .get(name)
+            .ok_or_else(|| BuildError::ContextIsNoImage {
+                name: name.text().to_owned(),
+            })
     }
 
     /// The directory called so, if it is one.
@@ -90,8 +94,14 @@ impl Outside {
         progress: &Progress,
     ) -> Result<Self, BuildError> {
         let final_base = final_base(graph);
-        let bases = graph.stages.iter().filter_map(|stage| Name::of_base(&stage.base));
-        let sources = graph.stages.iter().flat_map(|stage| stage.sources.iter().flatten());
+        let bases = graph
+            .stages
+            .iter()
+            .filter_map(|stage| Name::of_base(&stage.base));
+        let sources = graph
+            .stages
+            .iter()
+            .flat_map(|stage| stage.sources.iter().flatten());
         let mut outside = Self::default();
         for name in bases.chain(sources.filter_map(Name::of_source)) {
             if outside.images.contains_key(&name) || outside.directories.contains_key(&name) {
@@ -105,7 +115,11 @@ impl Outside {
                         outside.directories.insert(name, directory.clone());
                         continue;
                     }
-                    None => return Err(BuildError::ContextIsNoImage { name: context.clone() }),
+                    None => {
+                        return Err(BuildError::ContextIsNoImage {
+                            name: context.clone(),
+                        });
+                    }
                 },
             };
             let mut base = fetch(&spec.pull, &reference, &spec.architecture, progress).await?;
@@ -126,9 +140,18 @@ fn final_base(graph: &BuildGraph) -> Option<Name> {
 }
 
 fn rootfs(spec: &BuildSpec, reference: &Reference, is_final_base: bool) -> Option<PathBuf> {
-    let named = spec.base_rootfs.iter().find(|rootfs| rootfs.image.as_ref() == Some(reference));
-    let unnamed = || spec.base_rootfs.iter().find(|rootfs| is_final_base && rootfs.image.is_none());
-    named.or_else(unnamed).map(|rootfs| rootfs.directory.clone())
+    let named = spec
+        .base_rootfs
+        .iter()
+        .find(|rootfs| rootfs.image.as_ref() == Some(reference));
+    let unnamed = || {
+        spec.base_rootfs
+            .iter()
+            .find(|rootfs| is_final_base && rootfs.image.is_none())
+    };
+    named
+        .or_else(unnamed)
+        .map(|rootfs| rootfs.directory.clone())
 }
 
 async fn fetch(
@@ -139,15 +162,32 @@ async fn fetch(
 ) -> Result<Base, BuildError> {
     let document = |document| {
         let image = reference.to_string();
-        move |source| BuildError::Document { document, image, source }
+        move |source| BuildError::Document {
+            document,
+            image,
+            source,
+        }
     };
     let found = registry.manifest(reference, architecture).await?;
     let manifest: Manifest = serde_json::from_slice(&found.bytes).map_err(document("manifest"))?;
-    let config = registry.blob(&reference.repository, manifest.config.digest).await?;
+    let config = registry
+        .blob(&reference.repository, manifest.config.digest)
+        .await?;
     let config: ImageConfig = serde_json::from_slice(&config).map_err(document("configuration"))?;
     let image = Image::of_base(&manifest, config)?;
     let (digest, layers) = (found.digest, image.layers.len());
-    progress.tell(&Event::Base { image: &reference.to_string(), digest, layers });
-    let origin = Origin { registry: registry.clone(), repository: reference.repository.clone() };
-    Ok(Base { image, origin, rootfs: None })
+    progress.tell(&Event::Base {
+        image: &reference.to_string(),
+        digest,
+        layers,
+    });
+    let origin = Origin {
+        registry: registry.clone(),
+        repository: reference.repository.clone(),
+    };
+    Ok(Base {
+        image,
+        origin,
+        rootfs: None,
+    })
 }

@@ -32,7 +32,9 @@ fn unsupported(instruction: &Instruction) -> Option<(&'static str, &'static str)
         Instruction::Copy(transfer) => transfer_flag(transfer),
         Instruction::Add(transfer) => {
             let is_remote = |text: &str| {
-                ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| text.starts_with(scheme))
+                ["http://", "https://", "git://", "git@", "ssh://"]
+                    .iter()
+                    .any(|scheme| text.starts_with(scheme))
             };
             if transfer.sources.iter().any(|source| is_remote(&source.0)) {
                 return Some(("ADD of a remote source", "://"));
@@ -70,7 +72,8 @@ fn transfer_flag(transfer: &Transfer) -> Option<(&'static str, &'static str)> {
 
 fn column(located: &Located<Instruction>, mark: &str) -> usize {
     let text = &located.location.text;
-    text.find(mark).map_or(1, |byte| text[..byte].chars().count() + 1)
+    text.find(mark)
+        .map_or(1, |byte| text[..byte].chars().count() + 1)
 }
 
 #[cfg(test)]
@@ -89,26 +92,38 @@ mod tests {
             context_names: Default::default(),
         };
         let graph = plan(&file, &options).unwrap();
-        supported(&file, &graph).err().map(|error| error.to_string())
+        supported(&file, &graph)
+            .err()
+            .map(|error| error.to_string())
     }
 
     #[test]
     fn what_comes_later_is_refused_with_its_place() {
         for (text, expected) in [
-            ("FROM scratch\nCOPY --chown=1:1 a b\nRUN --mount=type=bind,target=/x true\n", None),
+            (
+                "FROM scratch\nCOPY --chown=1:1 a b\nRUN --mount=type=bind,target=/x true\n",
+                None,
+            ),
             (
                 "FROM scratch\nCOPY --parents a b\n",
                 Some("Containerfile, line 2, column 6: --parents is not supported yet"),
             ),
             (
                 "FROM scratch\n\nRUN --network=none --mount=type=secret,id=x true\n",
-                Some("Containerfile, line 3, column 20: RUN --mount=type=secret is not supported yet"),
+                Some(
+                    "Containerfile, line 3, column 20: RUN --mount=type=secret is not supported yet",
+                ),
             ),
             (
                 "FROM scratch\nADD https://example.com/x /x\n",
-                Some("Containerfile, line 2, column 10: ADD of a remote source is not supported yet"),
+                Some(
+                    "Containerfile, line 2, column 10: ADD of a remote source is not supported yet",
+                ),
             ),
-            ("FROM scratch AS unused\nCOPY --link a b\nFROM scratch\n", None),
+            (
+                "FROM scratch AS unused\nCOPY --link a b\nFROM scratch\n",
+                None,
+            ),
         ] {
             assert_eq!(refused(text).as_deref(), expected, "{text}");
         }

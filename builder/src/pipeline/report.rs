@@ -26,7 +26,9 @@ pub fn encode(report: &BuildReport) -> serde_json::Result<Vec<u8>> {
 
 /// Makes the report a little shorter; false if there is nothing left to shorten.
 fn shorten(report: &mut BuildReport) -> bool {
-    let Outcome::Failed(failure) = &mut report.outcome else { return false };
+    let Outcome::Failed(failure) = &mut report.outcome else {
+        return false;
+    };
     if let Some(FailedStep { output, text, .. }) = &mut failure.step {
         let mut shortened = false;
         for line in output.iter_mut() {
@@ -96,7 +98,12 @@ mod tests {
         let bytes = encode(report).unwrap();
         assert!(bytes.len() <= REPORT_LIMIT_BYTES, "{} bytes", bytes.len());
         let report: BuildReport = serde_json::from_slice(&bytes).unwrap();
-        let Outcome::Failed(Failure { message, step: Some(step), .. }) = report.outcome else {
+        let Outcome::Failed(Failure {
+            message,
+            step: Some(step),
+            ..
+        }) = report.outcome
+        else {
             panic!("the outcome changed");
         };
         (message, step.output)
@@ -105,13 +112,23 @@ mod tests {
     #[test]
     fn a_short_report_stays_as_it_is() {
         let output = vec!["one".to_owned(), "two".to_owned()];
-        assert_eq!(decoded(&failed("short", output.clone())), ("short".to_owned(), output));
+        assert_eq!(
+            decoded(&failed("short", output.clone())),
+            ("short".to_owned(), output)
+        );
     }
 
     #[test]
     fn long_lines_are_cut_before_any_is_dropped_and_the_last_ones_stay() {
-        let lines = |length: usize| (0..20).map(|n| format!("{n:02} {}", "x".repeat(length))).collect::<Vec<_>>();
-        let (_, output) = decoded(&failed("message", [lines(5), vec!["y".repeat(5000)]].concat()));
+        let lines = |length: usize| {
+            (0..20)
+                .map(|n| format!("{n:02} {}", "x".repeat(length)))
+                .collect::<Vec<_>>()
+        };
+        let (_, output) = decoded(&failed(
+            "message",
+            [lines(5), vec!["y".repeat(5000)]].concat(),
+        ));
         assert_eq!(output.len(), 21);
         let (message, output) = decoded(&failed("message", lines(1000)));
         assert_eq!(message, "message");
@@ -120,7 +137,10 @@ mod tests {
 
     #[test]
     fn even_a_message_of_control_characters_fits() {
-        let (message, output) = decoded(&failed(&"\u{1}".repeat(20_000), vec!["\u{2}".repeat(9_000)]));
+        let (message, output) = decoded(&failed(
+            &"\u{1}".repeat(20_000),
+            vec!["\u{2}".repeat(9_000)],
+        ));
         assert!(message.ends_with('…') && output.len() == 1);
     }
 }

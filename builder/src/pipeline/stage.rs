@@ -22,9 +22,7 @@ use crate::layer;
 use crate::overlay::{Overlay, OverlayError};
 use crate::progress::{Event, Progress, StepNumber, millis};
 use crate::root::{Root, RootError};
-use crate::sandbox::{
-    Access, Entered, ExitStatus, MountSpec, RunError, RunSpec, StepMount, run,
-};
+use crate::sandbox::{Access, Entered, ExitStatus, MountSpec, RunError, RunSpec, StepMount, run};
 use crate::state::{StageState, StateError};
 
 /// Lines of a failed command that its report shows.
@@ -75,8 +73,7 @@ pub enum StepError {
 impl Classify for StepError {
     fn class(&self) -> Class {
         match self {
-            Self::Exit { .. } => Class::CONTENT,
-            Self::Mode(error) => error.class(),
+            Self::Exit { .. } | Self::Mode(_) => Class::CONTENT,
             Self::Ignore(error) => error.class(),
             Self::Run(error) => error.class(),
             Self::Copy(error) => error.class(),
@@ -201,8 +198,10 @@ impl<'a> Stages<'a> {
         progress: &'a Arc<Progress>,
     ) -> Self {
         let created = match spec.layers.source_date_epoch {
-            Some(seconds) => jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or(i64::MAX))
-                .unwrap_or(jiff::Timestamp::MAX),
+            Some(seconds) => {
+                jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or(i64::MAX))
+                    .unwrap_or(jiff::Timestamp::MAX)
+            }
             None => jiff::Timestamp::now(),
         };
         Self {
@@ -221,7 +220,9 @@ impl<'a> Stages<'a> {
     /// The configuration that a finished stage ended with.
     #[must_use]
     pub fn image_of(&self, index: usize) -> Option<ImageConfig> {
-        self.finished.get(index).map(|finished| finished.state.image.clone())
+        self.finished
+            .get(index)
+            .map(|finished| finished.state.image.clone())
     }
 
     /// Builds the stage `index`; those before it are done.
@@ -239,15 +240,17 @@ impl<'a> Stages<'a> {
             let text = &located.location.text;
             self.progress.tell(&Event::Step { number, text });
             let began = Instant::now();
-            self.step(&mut current, located, &planned.sources[step], number).map_err(|source| {
-                BuildError::Step {
+            self.step(&mut current, located, &planned.sources[step], number)
+                .map_err(|source| BuildError::Step {
                     file: self.file.file.clone(),
                     line: located.location.line,
                     text: text.clone(),
                     source: Box::new(source),
-                }
-            })?;
-            self.progress.tell(&Event::StepDone { number, millis: millis(began.elapsed()) });
+                })?;
+            self.progress.tell(&Event::StepDone {
+                number,
+                millis: millis(began.elapsed()),
+            });
         }
         let finished = finish(current)?;
         self.finished.push(finished);
@@ -257,9 +260,10 @@ impl<'a> Stages<'a> {
     fn start(&self, index: usize, planned: &'a PlannedStage) -> Result<Current<'a>, BuildError> {
         let scope = self.graph.scope.clone();
         let (state, below) = match &planned.base {
-            StageBase::Scratch => {
-                (StageState::scratch(&self.spec.architecture, "linux", scope), Files::default())
-            }
+            StageBase::Scratch => (
+                StageState::scratch(&self.spec.architecture, "linux", scope),
+                Files::default(),
+            ),
             StageBase::Stage(parent) => {
                 let parent = &self.finished[*parent];
                 (parent.state.derive(), parent.files.clone())
@@ -277,7 +281,13 @@ impl<'a> Stages<'a> {
             }
         };
         let scratch = self.spec.scratch.join(format!("stage-{index}"));
-        Ok(Current { planned, state, below, overlay: None, scratch })
+        Ok(Current {
+            planned,
+            state,
+            below,
+            overlay: None,
+            scratch,
+        })
     }
 
     fn step(
@@ -328,7 +338,11 @@ impl<'a> Stages<'a> {
             let overlay = Overlay::mount(below, &current.scratch, self.entered.xattrs)?;
             current.overlay = Some(overlay);
         }
-        let merged = current.overlay.as_ref().map(Overlay::merged).unwrap_or(&current.scratch);
+        let merged = current
+            .overlay
+            .as_ref()
+            .map(Overlay::merged)
+            .unwrap_or(&current.scratch);
         Ok(Root::open(merged)?)
     }
 
@@ -339,7 +353,12 @@ impl<'a> Stages<'a> {
         sources: &[Source],
         number: StepNumber,
     ) -> Result<(), StepError> {
-        let Run { command, heredocs, mounts, network } = run_instruction;
+        let Run {
+            command,
+            heredocs,
+            mounts,
+            network,
+        } = run_instruction;
         let root = self.root(current)?;
         let workdir = current.state.workdir().to_owned();
         root.create_directories(Path::new(&workdir), (0, 0))?;
@@ -360,7 +379,11 @@ impl<'a> Stages<'a> {
             mounts: specs,
             network: *network,
             stdin: None,
-            files: command.files.into_iter().map(|(path, content)| (path.into(), content)).collect(),
+            files: command
+                .files
+                .into_iter()
+                .map(|(path, content)| (path.into(), content))
+                .collect(),
             timeout: None,
         };
         let mut last = VecDeque::with_capacity(LAST_LINES);
@@ -374,7 +397,10 @@ impl<'a> Stages<'a> {
         if status.is_success() {
             Ok(())
         } else {
-            Err(StepError::Exit { status, output: last.into() })
+            Err(StepError::Exit {
+                status,
+                output: last.into(),
+            })
         }
     }
 
@@ -395,11 +421,19 @@ impl<'a> Stages<'a> {
                     None => "/".to_owned(),
                 };
                 let root = Root::open(self.view(source)?)?;
-                let access =
-                    if mount.read_write == Some(true) { Access::Discard } else { Access::ReadOnly };
-                StepMount::Bind { source: root.resolve(Path::new(&path))?, access }
+                let access = if mount.read_write == Some(true) {
+                    Access::Discard
+                } else {
+                    Access::ReadOnly
+                };
+                StepMount::Bind {
+                    source: root.resolve(Path::new(&path))?,
+                    access,
+                }
             }
-            MountKind::Tmpfs { size_bytes } => StepMount::Tmpfs { size_bytes: *size_bytes },
+            MountKind::Tmpfs { size_bytes } => StepMount::Tmpfs {
+                size_bytes: *size_bytes,
+            },
             MountKind::Cache { .. } | MountKind::Secret { .. } => {
                 // Refused before the build began.
                 return Err(BuildError::Unsupported {
@@ -411,7 +445,10 @@ impl<'a> Stages<'a> {
                 .into());
             }
         };
-        Ok(MountSpec { target: Path::new(current.state.workdir()).join(target), kind })
+        Ok(MountSpec {
+            target: Path::new(current.state.workdir()).join(target),
+            kind,
+        })
     }
 
     fn copy(
@@ -428,14 +465,19 @@ impl<'a> Stages<'a> {
         let expand = |word: &Word| state.expand(word);
         let mut inline = Vec::new();
         for heredoc in &transfer.heredocs {
-            inline.push((heredoc.name.clone(), state.inline_file(heredoc)?.into_bytes()));
+            inline.push((
+                heredoc.name.clone(),
+                state.inline_file(heredoc)?.into_bytes(),
+            ));
         }
         // What comes from outside belongs to root; what comes from another root file system keeps its owners.
         let owner = match (&transfer.chown, source) {
             (Some(owner), _) => Some(into.owner(&expand(owner)?)?),
             (None, Source::MainContext) => Some((0, 0)),
             (None, Source::Context(_)) if self.is_directory(source) => Some((0, 0)),
-            (None, Source::Empty | Source::Stage(_) | Source::Context(_) | Source::Image(_)) => None,
+            (None, Source::Empty | Source::Stage(_) | Source::Context(_) | Source::Image(_)) => {
+                None
+            }
         };
         let mode = match &transfer.chmod {
             Some(mode) => Some(expand(mode)?.parse()?),
@@ -452,7 +494,11 @@ impl<'a> Stages<'a> {
             mode,
             exclude: (!transfer.exclude.is_empty()).then_some(&exclude as _),
             unpack,
-            time: self.spec.layers.source_date_epoch.and_then(|seconds| i64::try_from(seconds).ok()),
+            time: self
+                .spec
+                .layers
+                .source_date_epoch
+                .and_then(|seconds| i64::try_from(seconds).ok()),
         };
         let ignored = match source {
             Source::MainContext => self.ignored()?,
@@ -461,7 +507,12 @@ impl<'a> Stages<'a> {
         let ignored = ignored.map(|ignored| {
             move |path: &Path, is_directory: bool| verdict(&ignored, path, is_directory)
         });
-        copy(&request, &from, ignored.as_ref().map(|rule| rule as _), &into)?;
+        copy(
+            &request,
+            &from,
+            ignored.as_ref().map(|rule| rule as _),
+            &into,
+        )?;
         Ok(())
     }
 
@@ -486,14 +537,21 @@ impl<'a> Stages<'a> {
         let (key, files) = match source {
             Source::MainContext => return Ok(&self.spec.context),
             Source::Empty => ("empty".to_owned(), Files::default()),
-            Source::Stage(index) => (format!("of-stage-{index}"), self.finished[*index].files.clone()),
+            Source::Stage(index) => (
+                format!("of-stage-{index}"),
+                self.finished[*index].files.clone(),
+            ),
             Source::Context(name) | Source::Image(name) => {
                 let called = Name::of_source(source);
-                let called = called.ok_or_else(|| BuildError::ContextIsNoImage { name: name.clone() })?;
+                let called =
+                    called.ok_or_else(|| BuildError::ContextIsNoImage { name: name.clone() })?;
                 if let Some(directory) = self.outside.directory(&called) {
                     return Ok(directory);
                 }
-                (format!("of-image-{}", self.views.len()), files_of(self.outside.image(&called)?, name))
+                (
+                    format!("of-image-{}", self.views.len()),
+                    files_of(self.outside.image(&called)?, name),
+                )
             }
         };
         if !self.views.contains_key(&key) {
@@ -501,16 +559,28 @@ impl<'a> Stages<'a> {
             make_folder(&scratch)?;
             let view = match files.complete()? {
                 [only] => View::Directory(only.clone()),
-                directories => View::Overlay(Overlay::mount(directories, &scratch, self.entered.xattrs)?),
+                directories => {
+                    View::Overlay(Overlay::mount(directories, &scratch, self.entered.xattrs)?)
+                }
             };
             self.views.insert(key.clone(), view);
         }
-        Ok(self.views.get(&key).map(View::path).unwrap_or(&self.spec.context))
+        Ok(self
+            .views
+            .get(&key)
+            .map(View::path)
+            .unwrap_or(&self.spec.context))
     }
 }
 
 fn finish(current: Current<'_>) -> Result<Finished, BuildError> {
-    let Current { planned: _, mut state, below: mut files, overlay, scratch: _ } = current;
+    let Current {
+        planned: _,
+        mut state,
+        below: mut files,
+        overlay,
+        scratch: _,
+    } = current;
     let mut changed = false;
     if let Some(overlay) = overlay {
         let upper = overlay.unmount()?;
@@ -522,19 +592,31 @@ fn finish(current: Current<'_>) -> Result<Finished, BuildError> {
             }
         }
     }
-    Ok(Finished { state, files, changed })
+    Ok(Finished {
+        state,
+        files,
+        changed,
+    })
 }
 
 fn files_of(base: &Base, name: &str) -> Files {
     match &base.rootfs {
-        Some(rootfs) => Files { directories: vec![rootfs.clone()], missing: None },
-        None => Files { directories: Vec::new(), missing: Some(name.to_owned()) },
+        Some(rootfs) => Files {
+            directories: vec![rootfs.clone()],
+            missing: None,
+        },
+        None => Files {
+            directories: Vec::new(),
+            missing: Some(name.to_owned()),
+        },
     }
 }
 
 fn make_folder(path: &Path) -> Result<(), StepError> {
-    std::fs::create_dir_all(path)
-        .map_err(|source| StepError::Scratch { path: path.to_owned(), source })
+    std::fs::create_dir_all(path).map_err(|source| StepError::Scratch {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn verdict(ignore: &Ignore, path: &Path, is_directory: bool) -> Verdict {

@@ -45,12 +45,21 @@ impl Target {
             Err(error) => return Err(error.into()),
         };
         // What somebody else put there is no image manifest, or not of this build: it will be replaced.
-        let Ok(manifest) = serde_json::from_slice::<Manifest>(&found.bytes) else { return Ok(None) };
-        let is_ours = manifest.annotations.get(BUILD_UID_ANNOTATION).is_some_and(|of| of == uid);
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(&found.bytes) else {
+            return Ok(None);
+        };
+        let is_ours = manifest
+            .annotations
+            .get(BUILD_UID_ANNOTATION)
+            .is_some_and(|of| of == uid);
         Ok(is_ours.then(|| Outcome::Pushed {
             digest: found.digest,
             size_bytes: manifest.config.size_bytes
-                + manifest.layers.iter().map(|layer| layer.size_bytes).sum::<u64>(),
+                + manifest
+                    .layers
+                    .iter()
+                    .map(|layer| layer.size_bytes)
+                    .sum::<u64>(),
             layers: manifest.layers.len(),
             sent_bytes: 0,
             already_there: true,
@@ -66,8 +75,8 @@ impl Target {
     ) -> Result<u64, BuildError> {
         let began = Instant::now();
         let (mut present, mut mounted, mut copied, mut copied_bytes) = (0, 0, 0, 0);
-        let mut moves = stream::iter(layers)
-            .map(|layer| self.ensure_layer(origin, layer))
+        let mut moves = stream::iter(layers.to_vec())
+            .map(|layer| async move { self.ensure_layer(origin, &layer).await })
             .buffer_unordered(BLOBS_AT_ONCE);
         while let Some(moved) = moves.try_next().await? {
             match moved {
@@ -80,17 +89,28 @@ impl Target {
             }
         }
         let millis = millis(began.elapsed());
-        progress.tell(&Event::BaseLayers { present, mounted, copied, copied_bytes, millis });
+        progress.tell(&Event::BaseLayers {
+            present,
+            mounted,
+            copied,
+            copied_bytes,
+            millis,
+        });
         Ok(copied_bytes)
     }
 
     async fn ensure_layer(&self, origin: &Origin, layer: &Descriptor) -> Result<Moved, BuildError> {
-        let Descriptor { digest, size_bytes, .. } = *layer;
+        let Descriptor {
+            digest, size_bytes, ..
+        } = *layer;
         let target = &self.reference.repository;
         if self.registry.has_blob(target, digest).await? {
             return Ok(Moved::Present);
         }
-        let Origin { registry, repository } = origin;
+        let Origin {
+            registry,
+            repository,
+        } = origin;
         if self.registry.mount_blob(target, repository, digest).await? {
             return Ok(Moved::Mounted);
         }
@@ -138,7 +158,10 @@ impl Target {
         upload.write(&image.config).await?;
         upload.finish(image.config_descriptor.digest).await?;
         let manifest = Bytes::from(image.manifest);
-        Ok(self.registry.push_manifest(&self.reference, MANIFEST_MEDIA_TYPE, &manifest).await?)
+        Ok(self
+            .registry
+            .push_manifest(&self.reference, MANIFEST_MEDIA_TYPE, &manifest)
+            .await?)
     }
 }
 
