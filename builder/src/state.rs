@@ -331,3 +331,6 @@ pub(crate) fn arg_value<E>(
         None => Ok(scope.globals.get(&declaration.name).cloned()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,9 @@ use super::{Containerfile, Instruction, Location, Mount, MountKind, Stage, Trans
 use crate::error::{Class, Classify};
 use crate::state::{Scope, arg_value};
 
+#[cfg(test)]
+mod tests;
+
 /// The base that has no files.
 const SCRATCH: &str = "scratch";
 
