@@ -266,6 +266,7 @@ pub fn plan(file: &Containerfile, options: &PlanOptions) -> Result<BuildGraph, P
         variables: Vec::new(),
     };
     planner.set_globals(target)?;
+    planner.warn_of_repeated_names();
     // all stages up to the target: a mistake in one that isn't needed is still a mistake
     let mut stages = Vec::new();
     for index in 0..=target {
@@ -370,6 +371,18 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    fn warn_of_repeated_names(&mut self) {
+        for (index, stage) in self.file.stages.iter().enumerate() {
+            if let Some(name) = &stage.name
+                && self.earlier(index, name).is_some()
+            {
+                let place = self.place(&stage.location);
+                let warning = format!("{place}: an earlier stage is called {name} too");
+                self.warnings.push(warning);
+            }
+        }
     }
 
     fn stage(&mut self, index: usize) -> Result<PlannedStage, PlanError> {

@@ -93,9 +93,9 @@ pub enum Fault {
         "{0:?} is no name for a stage: it must start with a letter and hold only letters, digits, '-', '_' and '.'"
     )]
     StageName(String),
-    /// A name given twice.
-    #[error("two stages are called {0}")]
-    RepeatedStage(String),
+    /// A JSON array of something else than strings.
+    #[error("the array of {0} must hold strings only")]
+    NotStrings(String),
     /// A trigger that may not be one.
     #[error("{0} can't be an ONBUILD trigger")]
     Trigger(String),
@@ -117,7 +117,7 @@ impl Fault {
             | Fault::RepeatedFlag(text)
             | Fault::BeforeFrom(text)
             | Fault::StageName(text)
-            | Fault::RepeatedStage(text)
+            | Fault::NotStrings(text)
             | Fault::Trigger(text)
             | Fault::UnknownInstruction { name: text, .. }
             | Fault::UnknownFlag { flag: text, .. }
@@ -184,7 +184,7 @@ pub fn parse(text: &str, file: &str) -> Result<Containerfile, ParseError> {
     while let Some(mut logical) = reader.next_logical() {
         let (name, rest) = instruction::split_name(&logical.text);
         let (name, rest) = (name.to_ascii_uppercase(), rest.to_owned());
-        let heredocs = match instruction::takes_heredocs(&name, &rest) {
+        let heredocs = match instruction::takes_heredocs(&name, &rest, reader.escape) {
             true => reader.heredocs(&mut logical)?,
             false => Vec::new(),
         };
@@ -196,9 +196,6 @@ pub fn parse(text: &str, file: &str) -> Result<Containerfile, ParseError> {
                 .and_then(|value| place(&mut parsed, &name, value, &logical)),
         };
         read.map_err(|fault| reader.fault_in(&logical, fault))?;
-        if let Some(fault) = repeated_stage(&parsed.stages) {
-            return Err(reader.fault_in(&logical, fault));
-        }
     }
     match parsed.stages.is_empty() {
         true => Err(reader.fault(1, Fault::Empty)),
@@ -227,15 +224,6 @@ fn location(logical: &Logical) -> Location {
         last_line: logical.last_line,
         text: logical.text.clone(),
     }
-}
-
-fn repeated_stage(stages: &[Stage]) -> Option<Fault> {
-    let (last, before) = stages.split_last()?;
-    let name = last.name.as_ref()?;
-    before
-        .iter()
-        .any(|stage| stage.name.as_ref() == Some(name))
-        .then(|| Fault::RepeatedStage(name.clone()))
 }
 
 fn from(rest: &str, logical: &Logical, escape: char) -> Result<Stage, Fault> {

@@ -92,6 +92,18 @@ fn a_target_is_a_name_in_any_case_or_an_index() {
 }
 
 #[test]
+fn of_two_stages_of_one_name_the_last_above_counts_and_a_warning_says_so() {
+    let text = "FROM a AS x\nFROM b AS X\nFROM x\n";
+    let graph = planned(text, &options()).unwrap();
+    assert_eq!(graph.stages[0].base, image("b"));
+    assert_eq!(graph.stages[1].base, StageBase::Stage(0));
+    assert_eq!(
+        graph.warnings,
+        ["Containerfile, line 2: an earlier stage is called x too"]
+    );
+}
+
+#[test]
 fn a_named_context_goes_before_stages_and_images() {
     let contexts = |names: &[&str]| PlanOptions {
         context_names: names.iter().map(|name| (*name).to_owned()).collect(),

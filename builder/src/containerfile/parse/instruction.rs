@@ -67,17 +67,18 @@ pub(super) fn split_name(text: &str) -> (&str, &str) {
 }
 
 /// Whether bodies may follow the line: not behind the JSON form, and of these instructions only.
-pub(super) fn takes_heredocs(name: &str, rest: &str) -> bool {
-    let (name, rest) = match name {
+pub(super) fn takes_heredocs(name: &str, rest: &str, escape: char) -> bool {
+    let (name, mut rest) = match name {
         "ONBUILD" => split_name(rest),
         _ => (name, rest),
     };
+    while rest.starts_with("--") {
+        rest = flag_word(rest, escape).1.trim_start();
+    }
     let name = name.to_ascii_uppercase();
-    let bare = rest
-        .split_whitespace()
-        .find(|word| !word.starts_with("--"))
-        .unwrap_or_default();
-    ["ADD", "COPY", "RUN"].contains(&name.as_str()) && rest.contains("<<") && !bare.starts_with('[')
+    ["ADD", "COPY", "RUN"].contains(&name.as_str())
+        && rest.contains("<<")
+        && matches!(json_form(&name, rest), Ok(None))
 }
 
 /// Reads the leading `--name[=value]` words; those not in `known` are errors.
@@ -236,14 +237,14 @@ pub(super) fn read(
         "WORKDIR" => Ok(Instruction::Workdir(Word(rest.to_owned()))),
         "USER" if rest.is_empty() => Err(needs("a user")),
         "USER" => Ok(Instruction::User(Word(rest.to_owned()))),
-        "SHELL" => match json_form(rest) {
+        "SHELL" => match json_form(name, rest)? {
             Some(words) if !words.is_empty() => Ok(Instruction::Shell(words)),
             _ => Err(needs(
                 "its words as a JSON array, such as [\"/bin/bash\", \"-c\"]",
             )),
         },
-        "CMD" => Ok(Instruction::Cmd(command(rest))),
-        "ENTRYPOINT" => Ok(Instruction::Entrypoint(command(rest))),
+        "CMD" => Ok(Instruction::Cmd(command(name, rest)?)),
+        "ENTRYPOINT" => Ok(Instruction::Entrypoint(command(name, rest)?)),
         "EXPOSE" => Ok(Instruction::Expose(some(
             plain_words(rest),
             "at least one port",
@@ -251,10 +252,10 @@ pub(super) fn read(
         "STOPSIGNAL" if rest.is_empty() => Err(needs("a signal")),
         "STOPSIGNAL" => Ok(Instruction::StopSignal(Word(rest.to_owned()))),
         "VOLUME" => {
-            let words = json_form(rest).map_or_else(
-                || plain_words(rest),
-                |words| words.into_iter().map(Word).collect(),
-            );
+            let words = match json_form(name, rest)? {
+                Some(words) => words.into_iter().map(Word).collect(),
+                None => plain_words(rest),
+            };
             Ok(Instruction::Volume(some(words, "at least one path")?))
         }
         "MAINTAINER" if rest.is_empty() => Err(needs("a name")),
@@ -290,16 +291,25 @@ fn plain_words(rest: &str) -> Vec<Word> {
         .collect()
 }
 
-/// A JSON array of strings and nothing else.
-fn json_form(rest: &str) -> Option<Vec<String>> {
-    rest.trim_start()
-        .starts_with('[')
-        .then(|| serde_json::from_str(rest).ok())
-        .flatten()
+/// The array if the text is one and nothing else.
+fn json_form(instruction: &str, rest: &str) -> Result<Option<Vec<String>>, Fault> {
+    let array = rest.trim_start().starts_with('[');
+    let values = array.then(|| serde_json::from_str::<Vec<serde_json::Value>>(rest));
+    let Some(Ok(values)) = values else {
+        return Ok(None);
+    };
+    let strings = values.into_iter().map(|value| match value {
+        serde_json::Value::String(text) => Ok(text),
+        _ => Err(Fault::NotStrings(instruction.to_owned())),
+    });
+    strings.collect::<Result<_, _>>().map(Some)
 }
 
-fn command(rest: &str) -> CommandForm {
-    json_form(rest).map_or_else(|| CommandForm::Shell(rest.to_owned()), CommandForm::Exec)
+fn command(instruction: &str, rest: &str) -> Result<CommandForm, Fault> {
+    Ok(match json_form(instruction, rest)? {
+        Some(words) => CommandForm::Exec(words),
+        None => CommandForm::Shell(rest.to_owned()),
+    })
 }
 
 /// `a=b c="d e"`, or the old `name the rest`.
@@ -336,10 +346,11 @@ fn transfer(
         instruction: name.to_owned(),
         wanted: "at least one source, and a destination as the last word",
     };
-    let mut words = json_form(rest).unwrap_or_else(|| match heredocs.is_empty() {
-        true => rest.split_whitespace().map(str::to_owned).collect(),
-        false => words_of(rest, escape),
-    });
+    let mut words = match json_form(name, rest)? {
+        Some(words) => words,
+        None if heredocs.is_empty() => rest.split_whitespace().map(str::to_owned).collect(),
+        None => words_of(rest, escape),
+    };
     let destination = Word(words.pop().ok_or_else(needs)?);
     if !heredocs.is_empty() {
         words.retain(|word| heredoc(word).is_none());
@@ -384,14 +395,19 @@ fn transfer(
 }
 
 fn run(flags: Vec<Flag>, rest: &str, heredocs: Vec<Heredoc>) -> Result<Instruction, Fault> {
-    if rest.is_empty() {
+    let command = command("RUN", rest)?;
+    let empty = match &command {
+        CommandForm::Shell(line) => line.is_empty(),
+        CommandForm::Exec(argv) => argv.is_empty(),
+    };
+    if empty {
         return Err(Fault::Arguments {
             instruction: "RUN".to_owned(),
             wanted: "a command",
         });
     }
     let mut run = Run {
-        command: command(rest),
+        command,
         heredocs,
         mounts: Vec::new(),
         network: Network::Default,
@@ -590,7 +606,7 @@ fn healthcheck(flags: Vec<Flag>, rest: &str) -> Result<Instruction, Fault> {
                     _ => retries = Some(value.parse().map_err(|_| flag.bad("a whole number"))?),
                 }
             }
-            let command = command(arguments);
+            let command = command("HEALTHCHECK", arguments)?;
             Ok(Instruction::Healthcheck(Healthcheck::Command {
                 command,
                 interval_nanos,

@@ -187,6 +187,39 @@ fn every_instruction_has_its_forms() {
 }
 
 #[test]
+fn heredocs_are_found_wherever_a_shell_would_find_them() {
+    // line | heredocs' names
+    let table: [(&str, &[&str]); 12] = [
+        ("RUN [ -f x ] && cat <<EOF", &["EOF"]),
+        ("RUN cat <<A - 3<<'B' <<-\"C\"", &["A", "B", "C"]),
+        ("RUN --network=none cat <<EOF", &["EOF"]),
+        ("ONBUILD RUN cat <<EOF", &["EOF"]),
+        ("ADD --chmod=1 <<EOF /x", &["EOF"]),
+        ("RUN [\"cat\", \"<<EOF\"]", &[]),
+        ("RUN cat <<<EOF", &[]),
+        ("RUN echo \"a <<EOF b\"", &[]),
+        ("RUN echo $((1<<2))", &[]),
+        ("RUN echo $(( 1 << 2 ))", &[]),
+        ("RUN echo a\\ <<EOF", &[]),
+        ("CMD cat <<EOF", &[]),
+    ];
+    for (line, names) in table {
+        let bodies: String = names.iter().map(|name| format!("{name}\n")).collect();
+        let text = format!("FROM scratch\n{line}\n{bodies}USER x\n");
+        let file = parse(&text, "f").unwrap_or_else(|error| panic!("{line}: {error}"));
+        let [first, last] = &file.stages[0].instructions[..] else {
+            panic!("{line}: two instructions")
+        };
+        assert_eq!(last.value, Instruction::User(word("x")), "{line}");
+        assert_eq!(
+            first.location.last_line - first.location.line,
+            names.len(),
+            "{line}"
+        );
+    }
+}
+
+#[test]
 fn comments_blank_lines_and_both_escapes_join_lines_as_in_buildkit() {
     let run = |text: &str| match parse(text, "f").unwrap().stages[0].instructions[0]
         .value
@@ -214,7 +247,7 @@ fn comments_blank_lines_and_both_escapes_join_lines_as_in_buildkit() {
 
 #[test]
 fn what_is_wrong_is_told_with_its_place() {
-    let table: [(&str, usize, usize, &str); 22] = [
+    let table: [(&str, usize, usize, &str); 23] = [
         ("", 1, 1, "no instructions"),
         ("# only\n", 1, 1, "no instructions"),
         ("RUN x\n", 1, 1, "RUN stands before the first FROM"),
@@ -257,11 +290,12 @@ fn what_is_wrong_is_told_with_its_place() {
         ("FROM a b c\n", 1, 1, "FROM needs an image"),
         ("FROM a AS 1st\n", 1, 11, "no name for a stage"),
         (
-            "FROM a AS x\nFROM b AS X\n",
+            "FROM a\nCMD [\"x\", 1]\n",
             2,
-            11,
-            "two stages are called x",
+            1,
+            "the array of CMD must hold strings only",
         ),
+        ("FROM a\nRUN []\n", 2, 1, "RUN needs a command"),
         (
             "FROM a\nRUN cat <<EOF\nx\n",
             2,
