@@ -111,8 +111,9 @@ ONBUILD RUN echo hi"#,
 
 #[test]
 fn variables_come_from_env_then_build_arguments_then_defaults_then_globals() {
+    type Value = Option<&'static str>;
     // lines | build argument | global | value of V for RUN
-    let table: [(&str, Option<&str>, Option<&str>, Option<&str>); 12] = [
+    let table: [(&str, Value, Value, Value); 12] = [
         ("", Some("arg"), Some("global"), None),
         ("ARG V", None, None, None),
         ("ARG V", None, Some("global"), Some("global")),
@@ -127,7 +128,7 @@ fn variables_come_from_env_then_build_arguments_then_defaults_then_globals() {
         ("ARG W=1 V=$W", None, None, Some("1")),
     ];
     for (lines, build_arg, global, expected) in table {
-        let pair = |value: Option<&'static str>| value.map(|v| ("V", v)).into_iter();
+        let pair = |value: Value| value.map(|v| ("V", v)).into_iter();
         let globals: Vec<_> = pair(global).collect();
         let build_args: Vec<_> = pair(build_arg).collect();
         let (state, _) = applied(lines, scope(&globals, &build_args)).unwrap();
