@@ -7,7 +7,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use strata_builder::layer::Compression;
 use strata_builder::pipeline::{BaseRootfs, ContextSource};
 use strata_builder::reference::Reference;
-use strata_builder::sandbox::Tier;
 
 /// Builds an image from a Containerfile, without a daemon and without privileges, and pushes it.
 #[derive(Debug, Parser)]
@@ -24,6 +23,16 @@ pub enum Command {
     /// Build an image and push it; the digest of its manifest goes to standard output
     #[command(after_help = EXIT_CODES)]
     Build(Box<Build>),
+    /// Print what this machine or pod allows, which tier a build would run in, and what would lift it
+    Doctor(Doctor),
+}
+
+/// `strata-builder doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Directory that builds would use for their work files; by default the system's folder for temporary files
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
 }
 
 const EXIT_CODES: &str = "\
@@ -96,9 +105,9 @@ pub struct Build {
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
 
-    /// How steps are kept apart from this machine: in a user namespace of their own, or with the rights of root; auto takes the first that works
+    /// How steps are kept apart from this machine: in a user namespace of their own, or with the rights of root; auto takes what this machine allows, see `strata-builder doctor`
     #[arg(long, value_name = "auto|userns|root", default_value = "auto")]
-    pub tier: TierChoice,
+    pub tier: String,
 
     /// Layers of the image: one per stage
     #[arg(long, value_enum, default_value = "stage")]
@@ -147,31 +156,6 @@ pub enum ProgressChoice {
     Plain,
     /// A JSON object per event.
     Json,
-}
-
-/// `--tier`.
-#[derive(Clone, Copy, Debug)]
-pub enum TierChoice {
-    /// The first that works.
-    Auto,
-    /// This one.
-    Only(Tier),
-}
-
-impl FromStr for TierChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "userns" => Ok(Self::Only(Tier::Userns)),
-            "root" => Ok(Self::Only(Tier::Root)),
-            "rootless" | "flat" | "copy" => Err(format!(
-                "the tier {text} is not in this version, which has userns and root"
-            )),
-            _ => Err("there are the tiers userns and root, and auto".to_owned()),
-        }
-    }
 }
 
 /// `NAME=VALUE`.

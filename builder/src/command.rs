@@ -1,4 +1,4 @@
-//! How does `build` go from its arguments to an exit code? Everything that touches the machine before and after the pipeline.
+//! How does a command go from its arguments to an exit code? Everything that touches the machine before and after the pipeline.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,16 +10,16 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use strata_builder::containerfile::graph::Platform;
 use strata_builder::contract::{BuildReport, Failure, Outcome, REPORT_VERSION};
-use strata_builder::error::{Class, Classify as _};
+use strata_builder::error::{Class, Classify};
 use strata_builder::layer::LayerOptions;
 use strata_builder::pipeline::report;
 use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec};
 use strata_builder::progress::{Format, Progress};
 use strata_builder::registry::{Credentials, Options, Registry};
-use strata_builder::sandbox::{Entered, Tier, enter};
+use strata_builder::sandbox::{Entered, choose, enter, probe};
 
-use crate::arguments::{Build, Layers, ProgressChoice, PushTarget, TierChoice};
+use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget};
 
 /// Builds; the exit code says who can end a failure.
 pub fn build(build: Build) -> ExitCode {
@@ -109,7 +109,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
     let Layers::Stage = build.layers;
     let build_args = build_args(&build);
     // Namespaces belong to threads, so this comes before the runtime starts any.
-    let entered = enter_tier(build.tier)?;
+    let entered = enter_tier(&build.tier, &scratch)?;
     let registry = |credentials| {
         Registry::new(Options {
             credentials,
@@ -214,11 +214,28 @@ fn build_args(build: &Build) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn enter_tier(choice: TierChoice) -> anyhow::Result<Entered> {
-    let entered = match choice {
-        TierChoice::Only(tier) => enter(tier),
-        // Trying is the only way to know, and a refused try leaves the process as it was.
-        TierChoice::Auto => enter(Tier::Userns).or_else(|_| enter(Tier::Root)),
-    };
-    entered.map_err(|error| Classed(error.class(), strata_builder::error::chain(&error)).into())
+/// Only trying tells what a machine allows.
+fn enter_tier(requested: &str, scratch: &Path) -> anyhow::Result<Entered> {
+    let probed = probe(scratch).map_err(|error| classed(&error))?;
+    let tier = choose(requested, &probed).map_err(|error| classed(&error))?;
+    enter(tier).map_err(|error| classed(&error))
+}
+
+fn classed<E: std::error::Error + Classify>(error: &E) -> anyhow::Error {
+    Classed(error.class(), strata_builder::error::chain(error)).into()
+}
+
+/// Prints what this machine allows.
+pub fn doctor(doctor: Doctor) -> ExitCode {
+    let scratch = doctor.scratch.unwrap_or_else(std::env::temp_dir);
+    match probe(&scratch) {
+        Ok(probed) => {
+            print!("{}", strata_builder::doctor::doctor(&probed));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {}", strata_builder::error::chain(&error));
+            ExitCode::from(error.class().exit_code())
+        }
+    }
 }

@@ -18,5 +18,6 @@ fn main() -> ExitCode {
     }
     match arguments::Program::parse().command {
         arguments::Command::Build(build) => command::build(*build),
+        arguments::Command::Doctor(doctor) => command::doctor(doctor),
     }
 }
