@@ -99,7 +99,8 @@ impl<T> Hashing<T> {
         )
     }
 
-    fn passed(&mut self, bytes: &[u8]) {
+    /// Counts and hashes bytes that did not go through the reader or writer.
+    pub fn update(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
         self.size_bytes += bytes.len() as u64;
     }
@@ -108,7 +109,7 @@ impl<T> Hashing<T> {
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(bytes)?;
-        self.passed(&bytes[..written]);
+        self.update(&bytes[..written]);
         Ok(written)
     }
 
@@ -120,7 +121,7 @@ impl<W: Write> Write for Hashing<W> {
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.passed(&buffer[..read]);
+        self.update(&buffer[..read]);
         Ok(read)
     }
 }

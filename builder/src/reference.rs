@@ -145,7 +145,7 @@ impl FromStr for Reference {
     }
 }
 
-fn is_tag(tag: &str) -> bool {
+pub(crate) fn is_tag(tag: &str) -> bool {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     (1..=128).contains(&tag.len())
         && tag.starts_with(word)

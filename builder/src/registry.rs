@@ -209,33 +209,19 @@ impl Registry {
         architecture: &str,
     ) -> Result<Manifest, RegistryError> {
         let found = self.raw_manifest(reference).await?;
-        if found.media_type != OCI_IMAGE_INDEX_MEDIA_TYPE
-            && found.media_type != IMAGE_MANIFEST_LIST_MEDIA_TYPE
-        {
-            return Ok(found);
+        let chosen = choose_platform(
+            &reference.to_string(),
+            &found.media_type,
+            &found.bytes,
+            architecture,
+        )?;
+        match chosen {
+            Some(digest) => {
+                self.raw_manifest(&reference.repository.digested(digest))
+                    .await
+            }
+            None => Ok(found),
         }
-        let target = reference.to_string();
-        let subject = Subject {
-            operation: "read the index",
-            target: &target,
-        };
-        let index: oci_client::manifest::OciImageIndex =
-            serde_json::from_slice(&found.bytes).map_err(|e| subject.malformed(e.to_string()))?;
-        let ours = index.manifests.iter().find(|entry| {
-            entry.platform.as_ref().is_some_and(|p| {
-                p.os.to_string() == "linux" && p.architecture.to_string() == architecture
-            })
-        });
-        let ours = ours.ok_or_else(|| RegistryError::NoPlatform {
-            target: target.clone(),
-            architecture: architecture.to_owned(),
-        })?;
-        let digest = ours
-            .digest
-            .parse()
-            .map_err(|e: crate::digest::InvalidDigest| subject.malformed(e.to_string()))?;
-        self.raw_manifest(&reference.repository.digested(digest))
-            .await
     }
 
     async fn raw_manifest(&self, reference: &Reference) -> Result<Manifest, RegistryError> {
@@ -746,8 +732,40 @@ fn manifest_request(http: &reqwest::Client, method: Method, url: &str) -> Reques
     http.request(method, url).header(ACCEPT, kinds.join(", "))
 }
 
+/// The manifest for linux on `architecture` that an index (or manifest list) names; `None` if the document is no index.
+pub(crate) fn choose_platform(
+    target: &str,
+    media_type: &str,
+    bytes: &[u8],
+    architecture: &str,
+) -> Result<Option<Digest>, RegistryError> {
+    if ![OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE].contains(&media_type) {
+        return Ok(None);
+    }
+    let subject = Subject {
+        operation: "read the index",
+        target,
+    };
+    let index: oci_client::manifest::OciImageIndex =
+        serde_json::from_slice(bytes).map_err(|e| subject.malformed(e.to_string()))?;
+    let ours = index.manifests.iter().find(|entry| {
+        entry.platform.as_ref().is_some_and(|p| {
+            p.os.to_string() == "linux" && p.architecture.to_string() == architecture
+        })
+    });
+    let ours = ours.ok_or_else(|| RegistryError::NoPlatform {
+        target: target.to_owned(),
+        architecture: architecture.to_owned(),
+    })?;
+    let digest = ours
+        .digest
+        .parse()
+        .map_err(|e: crate::digest::InvalidDigest| subject.malformed(e.to_string()))?;
+    Ok(Some(digest))
+}
+
 /// The manifest's own word for its kind, where the registry's header is missing or vague.
-fn manifest_media_type(header: String, bytes: &[u8]) -> String {
+pub(crate) fn manifest_media_type(header: String, bytes: &[u8]) -> String {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Kind {

@@ -1,0 +1,260 @@
+//! How does a layer's tar become a directory that overlayfs takes as a lower one?
+//!
+//! ```text
+//! compressed bytes ─► sha256 ─► inflate ─► entries ─► NAME.tmp/ ─► (digest right?) ─► NAME/ ─► settle over the lower layers
+//! ```
+//!
+//! * Each layer gets a directory of its own, so layers unpack at the same time. What a tar says about lower layers (hard links into
+//!   them, folders that it only implies) is left to [`UnpackedLayer::settle`], which needs them to be there.
+//! * Nothing is written outside the directory: every path is walked one component at a time without following links, and symbolic links of
+//!   the layer are followed as a process inside the root would ([`tree`]).
+//! * A whiteout becomes a character device 0/0, an opaque mark an extended attribute, as overlayfs has them. Marks that a tar itself
+//!   brings along as `*.overlay.*` attributes are dropped: they could redirect a folder.
+//! * A layer whose digest is wrong never gets its name.
+//!
+//! Left out: sparse files (no builder writes them into layers), and devices and `trusted.` attributes where the kernel refuses them
+//! to us: the base's own layers are pushed byte for byte, so nothing is lost from the image.
+
+mod entries;
+mod place;
+mod settle;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{Mode, OFlags, Timestamps};
+
+use crate::digest::{Digest, Hashing};
+use crate::error::{Class, Classify};
+use crate::overlay::XattrPrefix;
+pub use entries::TarError;
+use place::Unpacker;
+use tree::Tree;
+
+/// What one layer may come to. The limits are far above any operating system's layer and far below a node's disk and inodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of all files together.
+    pub bytes: u64,
+    /// Files, folders, links.
+    pub entries: u64,
+}
+
+/// See [`Limits`].
+pub const DEFAULT_LIMITS: Limits = Limits {
+    bytes: 64 << 30,
+    entries: 4_000_000,
+};
+
+/// A layer that can't be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The bytes themselves.
+    #[error("unpack the layer {layer}")]
+    Tar {
+        /// The blob.
+        layer: Digest,
+        /// Why not.
+        source: TarError,
+    },
+    /// The blob is another one.
+    #[error("the layer {layer} came with the digest {got}")]
+    WrongDigest {
+        /// Asked for.
+        layer: Digest,
+        /// Came.
+        got: Digest,
+    },
+    /// Not gzip and not a bare tar.
+    #[error("the layer {layer} is compressed with {compression}, which isn't supported yet")]
+    Compression {
+        /// The blob.
+        layer: Digest,
+        /// Its format.
+        compression: &'static str,
+    },
+    /// More than [`Limits`] allow.
+    #[error("the layer {layer} unpacks to more than {limit} {unit}")]
+    TooLarge {
+        /// The blob.
+        layer: Digest,
+        /// How many.
+        limit: u64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// An entry that can't be where it wants to be.
+    #[error("the layer {layer} has the entry {}, but {why}", path.display())]
+    Entry {
+        /// The blob.
+        layer: Digest,
+        /// The entry.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The disk.
+    #[error("{operation} {}", path.display())]
+    Write {
+        /// What was tried.
+        operation: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Classify for UnpackError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Tar { source, .. } => match source {
+                TarError::Read(error) => match error.kind() {
+                    io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => Class::CONTENT,
+                    // A transfer that broke off; the next may not.
+                    _ => Class::Transient,
+                },
+                TarError::Malformed(_) => Class::CONTENT,
+            },
+            // A proxy that cut or spoiled a body may do better next time.
+            Self::WrongDigest { .. } => Class::Transient,
+            Self::Compression { .. } | Self::TooLarge { .. } | Self::Entry { .. } => Class::CONTENT,
+            // A full or failing disk of this node; another attempt may land on another node.
+            Self::Write { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => Class::INTERNAL,
+                _ => Class::Transient,
+            },
+        }
+    }
+}
+
+/// A layer on disk, not yet fit to the layers below it.
+#[derive(Debug)]
+pub struct UnpackedLayer {
+    digest: Digest,
+    directory: PathBuf,
+    marks: XattrPrefix,
+    /// Folders that the tar has entries in but no entry for; parents first.
+    implied: Vec<PathBuf>,
+    /// Hard links whose target this layer doesn't have: link and target.
+    links: Vec<(PathBuf, PathBuf)>,
+    /// Times of folders; set last, since every new entry changes them.
+    times: BTreeMap<PathBuf, Timestamps>,
+}
+
+/// Unpacks the layer `digest` from `blob` (its bytes as they are in the registry) into the new folder `directory`. On failure nothing of that name exists.
+///
+/// # Errors
+/// User: no tar, or one with entries that leave its root. Transient: the transfer, the disk.
+pub fn unpack_layer(
+    blob: impl Read,
+    digest: Digest,
+    directory: &Path,
+    marks: XattrPrefix,
+    limits: Limits,
+) -> Result<UnpackedLayer, UnpackError> {
+    let mut partial = directory.as_os_str().to_owned();
+    partial.push(".tmp");
+    let partial = PathBuf::from(partial);
+    let unpacked = unpack_into(blob, digest, &partial, marks, limits).and_then(|mut layer| {
+        fs::rename(&partial, directory).map_err(write("rename", &partial))?;
+        layer.directory = directory.to_owned();
+        Ok(layer)
+    });
+    if unpacked.is_err()
+        && let Err(error) = fs::remove_dir_all(&partial)
+    {
+        // The scratch folder goes away with the pod; the first failure is the one to tell.
+        tracing::debug!(%error, partial = %partial.display(), "partial layer stays");
+    }
+    unpacked
+}
+
+fn unpack_into(
+    blob: impl Read,
+    digest: Digest,
+    directory: &Path,
+    marks: XattrPrefix,
+    limits: Limits,
+) -> Result<UnpackedLayer, UnpackError> {
+    fs::create_dir(directory).map_err(write("create", directory))?;
+    let root = open_root(directory)?;
+    let tar = |source| UnpackError::Tar {
+        layer: digest,
+        source,
+    };
+    let mut unpacker = Unpacker {
+        layer: UnpackedLayer {
+            digest,
+            directory: directory.to_owned(),
+            marks,
+            implied: Vec::new(),
+            links: Vec::new(),
+            times: BTreeMap::new(),
+        },
+        tree: Tree::new(root, marks),
+        limits,
+        bytes: 0,
+        entries: 0,
+        buffer: vec![0; 256 << 10],
+    };
+    let mut blob = BufReader::with_capacity(256 << 10, Hashing::new(blob));
+    let start = blob.fill_buf().map_err(|error| tar(error.into()))?;
+    let mut blob = match start {
+        [0x1f, 0x8b, ..] => {
+            let inflated = BufReader::with_capacity(256 << 10, MultiGzDecoder::new(blob));
+            unpacker.unpack(inflated)?.into_inner().into_inner()
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            return Err(UnpackError::Compression {
+                layer: digest,
+                compression: "zstd",
+            });
+        }
+        [b'B', b'Z', b'h', ..] => {
+            return Err(UnpackError::Compression {
+                layer: digest,
+                compression: "bzip2",
+            });
+        }
+        [0xfd, b'7', b'z', ..] => {
+            return Err(UnpackError::Compression {
+                layer: digest,
+                compression: "xz",
+            });
+        }
+        _ => unpacker.unpack(blob)?,
+    };
+    // The digest is of all bytes, those after the archive's end too.
+    io::copy(&mut blob, &mut io::sink()).map_err(|error| tar(error.into()))?;
+    let (_, got, _) = blob.into_inner().finish();
+    if got != digest {
+        return Err(UnpackError::WrongDigest { layer: digest, got });
+    }
+    Ok(unpacker.finish())
+}
+
+fn open_root(directory: &Path) -> Result<OwnedFd, UnpackError> {
+    rustix::fs::open(
+        directory,
+        OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| write("open", directory)(errno.into()))
+}
+
+fn write<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> UnpackError + 'a {
+    move |source| UnpackError::Write {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,392 @@
+//! How does one entry of a layer get onto the disk?
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
+    fchown, fsetxattr, futimens, linkat, lsetxattr, mkdirat, mknodat, openat, statat, symlinkat,
+    utimensat,
+};
+use rustix::io::Errno;
+
+use super::entries::{Entry, EntryReader, Kind};
+use super::tree::{Folder, Tree, WalkError, is_whiteout, names, open_folder};
+use super::{Limits, UnpackError, UnpackedLayer};
+
+/// `.wh.NAME` hides NAME of the lower layers.
+const WHITEOUT: &[u8] = b".wh.";
+/// `.wh..wh.` starts the names of AUFS' own files; of these only the opaque mark means something.
+const AUFS: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// One layer on its way to disk.
+pub(super) struct Unpacker {
+    pub layer: UnpackedLayer,
+    pub tree: Tree,
+    pub limits: Limits,
+    /// Of files so far.
+    pub bytes: u64,
+    /// So far.
+    pub entries: u64,
+    pub buffer: Vec<u8>,
+}
+
+impl Unpacker {
+    /// Unpacks all entries; returns the stream behind the archive's end.
+    pub fn unpack<R: Read>(&mut self, tar: R) -> Result<R, UnpackError> {
+        let layer = self.layer.digest;
+        let mut reader = EntryReader::new(tar);
+        let broken = |source| UnpackError::Tar { layer, source };
+        while let Some(entry) = reader.next().map_err(broken)? {
+            self.entries += 1;
+            self.bytes = self.bytes.saturating_add(entry.size_bytes);
+            self.within(self.entries, self.limits.entries, "entries")?;
+            self.within(self.bytes, self.limits.bytes, "bytes")?;
+            self.place(&entry, &mut reader)?;
+        }
+        // Padding and further zero blocks, so that the compressed stream is read and checked to its end.
+        let mut rest = reader.into_inner();
+        loop {
+            match rest
+                .read(&mut self.buffer)
+                .map_err(|error| broken(error.into()))?
+            {
+                0 => return Ok(rest),
+                read => self.bytes = self.bytes.saturating_add(read as u64),
+            }
+            self.within(self.bytes, self.limits.bytes, "bytes")?;
+        }
+    }
+
+    /// The layer, when all is in place.
+    pub fn finish(self) -> UnpackedLayer {
+        let Self {
+            mut layer, tree, ..
+        } = self;
+        layer.implied = tree.into_implied();
+        layer
+    }
+
+    fn within(&self, count: u64, limit: u64, unit: &'static str) -> Result<(), UnpackError> {
+        if count > limit {
+            let layer = self.layer.digest;
+            return Err(UnpackError::TooLarge { layer, limit, unit });
+        }
+        Ok(())
+    }
+
+    fn place<R: Read>(
+        &mut self,
+        entry: &Entry,
+        reader: &mut EntryReader<R>,
+    ) -> Result<(), UnpackError> {
+        let path = Path::new(OsStr::from_bytes(&entry.path)).to_owned();
+        let layer = self.layer.digest;
+        let refuse = |why| UnpackError::Entry {
+            layer,
+            path: path.clone(),
+            why,
+        };
+        let system = |operation, errno: Errno| UnpackError::Write {
+            operation,
+            path: path.clone(),
+            source: errno.into(),
+        };
+        let walk = |error| match error {
+            WalkError::Path(why) => refuse(why),
+            WalkError::System(operation, errno) => system(operation, errno),
+        };
+        let mut parents = names(&entry.path).map_err(refuse)?;
+        let Some(name) = parents.pop() else {
+            let root = self.tree.root().clone();
+            return match entry.kind {
+                Kind::Directory => self
+                    .dress_folder(&root, entry)
+                    .map_err(|e| system("set the attributes of", e)),
+                _ => Err(refuse("only a folder can be the root")),
+            };
+        };
+        let parent = self.tree.folder(&parents).map_err(walk)?;
+        if name.as_bytes() == OPAQUE {
+            return self.tree.make_opaque(&parent).map_err(walk);
+        }
+        if name.as_bytes().starts_with(AUFS) {
+            return Ok(());
+        }
+        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+            let hidden = OsStr::from_bytes(hidden);
+            if hidden.is_empty() || hidden == "." || hidden == ".." {
+                return Err(refuse("it hides no name"));
+            }
+            return self.hide(&parent, hidden).map_err(walk);
+        }
+        match entry.kind {
+            Kind::Directory => self.folder(&parent, &name, entry).map_err(walk),
+            Kind::File => {
+                self.tree.clear(&parent, &name).map_err(walk)?;
+                self.forget(&parent, &name);
+                self.file(&parent, &name, entry, reader, &path)
+            }
+            Kind::HardLink => {
+                let target = names(&entry.link).map_err(refuse)?;
+                self.hard_link(&parent, &name, &target).map_err(walk)
+            }
+            Kind::Symlink | Kind::Fifo | Kind::CharDevice | Kind::BlockDevice => {
+                self.tree.clear(&parent, &name).map_err(walk)?;
+                self.forget(&parent, &name);
+                self.special(&parent, &name, entry)
+                    .map_err(|errno| system("create", errno))
+            }
+        }
+    }
+
+    /// Times of folders that are gone.
+    fn forget(&mut self, parent: &Folder, name: &OsStr) {
+        let gone = parent.path.join(name);
+        self.layer
+            .links
+            .retain(|(link, _)| !link.starts_with(&gone));
+        self.layer.times.retain(|path, _| !path.starts_with(&gone));
+    }
+
+    /// Whiteouts speak of lower layers only: what this layer itself has at the name stays, and a folder no longer shows what is below it.
+    fn hide(&mut self, parent: &Folder, name: &OsStr) -> Result<(), WalkError> {
+        match open_folder(parent, name) {
+            Ok(folder) => return self.tree.make_opaque(&folder),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(errno) => return Err(WalkError::System("open", errno)),
+        }
+        let whiteout = mknodat(
+            &parent.fd,
+            name,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            0,
+        );
+        match whiteout {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(WalkError::System("make a whiteout of", errno)),
+        }
+    }
+
+    fn folder(&mut self, parent: &Folder, name: &OsStr, entry: &Entry) -> Result<(), WalkError> {
+        let hidden = is_whiteout(parent, name);
+        let folder = match open_folder(parent, name) {
+            Ok(folder) => folder,
+            Err(_) => {
+                self.tree.clear(parent, name)?;
+                self.forget(parent, name);
+                mkdirat(&parent.fd, name, Mode::from_raw_mode(0o700))
+                    .map_err(|e| WalkError::System("create", e))?;
+                open_folder(parent, name).map_err(|e| WalkError::System("open", e))?
+            }
+        };
+        if hidden {
+            self.tree.make_opaque(&folder)?;
+        }
+        self.dress_folder(&folder, entry)
+            .map_err(|errno| WalkError::System("set the attributes of", errno))
+    }
+
+    fn dress_folder(&mut self, folder: &Folder, entry: &Entry) -> Result<(), Errno> {
+        fchown(&folder.fd, owner(entry), group(entry))?;
+        fchmod(&folder.fd, Mode::from_raw_mode(entry.mode))?;
+        for (name, value) in kept(&entry.xattrs) {
+            tolerated(
+                name,
+                fsetxattr(&folder.fd, name, value, XattrFlags::empty()),
+            )?;
+        }
+        self.layer.times.insert(folder.path.clone(), times(entry));
+        self.tree.is_stated(&folder.path);
+        self.tree.changed(folder);
+        Ok(())
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        parent: &Folder,
+        name: &OsStr,
+        entry: &Entry,
+        reader: &mut EntryReader<R>,
+        path: &Path,
+    ) -> Result<(), UnpackError> {
+        let write = |operation| {
+            move |source| UnpackError::Write {
+                operation,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&parent.fd, name, flags, Mode::from_raw_mode(0o600))
+            .map_err(|errno| write("create")(errno.into()))?;
+        let mut file = File::from(file);
+        loop {
+            let read = reader
+                .content(&mut self.buffer)
+                .map_err(|source| UnpackError::Tar {
+                    layer: self.layer.digest,
+                    source,
+                })?;
+            if read == 0 {
+                break;
+            }
+            file.write_all(&self.buffer[..read])
+                .map_err(write("write"))?;
+        }
+        let dress = || {
+            // Root's own files are so already, except where the folder hands its group down.
+            if (entry.uid, entry.gid) != (0, 0)
+                || parent.gives_group
+                || !rustix::process::geteuid().is_root()
+            {
+                fchown(&file, owner(entry), group(entry))?;
+            }
+            // After the owner, whose change would take set-id bits and capabilities away.
+            fchmod(&file, Mode::from_raw_mode(entry.mode))?;
+            for (name, value) in kept(&entry.xattrs) {
+                tolerated(name, fsetxattr(&file, name, value, XattrFlags::empty()))?;
+            }
+            futimens(&file, &times(entry))
+        };
+        dress().map_err(|errno: Errno| write("set the attributes of")(errno.into()))
+    }
+
+    fn special(&mut self, parent: &Folder, name: &OsStr, entry: &Entry) -> Result<(), Errno> {
+        let mode = Mode::from_raw_mode(entry.mode);
+        let device = rustix::fs::makedev(entry.device.0, entry.device.1);
+        match entry.kind {
+            Kind::Symlink => symlinkat(OsStr::from_bytes(&entry.link), &parent.fd, name)?,
+            Kind::Fifo => mknodat(&parent.fd, name, FileType::Fifo, mode, 0)?,
+            Kind::CharDevice | Kind::BlockDevice => {
+                let kind = match entry.kind {
+                    Kind::BlockDevice => FileType::BlockDevice,
+                    _ => FileType::CharacterDevice,
+                };
+                match mknodat(&parent.fd, name, kind, mode, device) {
+                    // In a user namespace; a step gets the devices that it needs by mounts.
+                    Err(Errno::PERM) => {
+                        tracing::debug!(name = %name.display(), "device of a base layer left out");
+                        return Ok(());
+                    }
+                    other => other?,
+                }
+            }
+            Kind::File | Kind::HardLink | Kind::Directory => return Ok(()),
+        }
+        chownat(
+            &parent.fd,
+            name,
+            owner(entry),
+            group(entry),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+        if entry.kind != Kind::Symlink {
+            // mknod's mode went through the umask; what was just made here is no link.
+            rustix::fs::chmodat(&parent.fd, name, mode, AtFlags::empty())?;
+        }
+        let by_descriptor = Path::new("/proc/self/fd")
+            .join(parent.fd.as_raw_fd().to_string())
+            .join(name);
+        for (attribute, value) in kept(&entry.xattrs) {
+            tolerated(
+                attribute,
+                lsetxattr(&by_descriptor, attribute, value, XattrFlags::empty()),
+            )?;
+        }
+        utimensat(&parent.fd, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn hard_link(
+        &mut self,
+        parent: &Folder,
+        name: &OsStr,
+        target: &[OsString],
+    ) -> Result<(), WalkError> {
+        let Some((file, folders)) = target.split_last() else {
+            return Err(WalkError::Path("it is a hard link to the root"));
+        };
+        let found = match self.tree.existing_folder(folders)? {
+            Some(folder) => match statat(&folder.fd, file, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) if is_whiteout(&folder, file) => {
+                    return Err(WalkError::Path("its target is hidden"));
+                }
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                    return Err(WalkError::Path("its target is a folder"));
+                }
+                Ok(_) if folder.path == parent.path && file == name => return Ok(()),
+                Ok(_) => Some(folder),
+                Err(Errno::NOENT) => None,
+                Err(errno) => return Err(WalkError::System("look at the target of", errno)),
+            },
+            None => None,
+        };
+        self.tree.clear(parent, name)?;
+        self.forget(parent, name);
+        match found {
+            Some(folder) => linkat(&folder.fd, file, &parent.fd, name, AtFlags::empty())
+                .map_err(|errno| WalkError::System("link", errno)),
+            None => {
+                self.layer
+                    .links
+                    .push((parent.path.join(name), target.iter().collect::<PathBuf>()));
+                Ok(())
+            }
+        }
+    }
+}
+
+fn owner(entry: &Entry) -> Option<Uid> {
+    Some(Uid::from_raw(entry.uid))
+}
+
+fn group(entry: &Entry) -> Option<Gid> {
+    Some(Gid::from_raw(entry.gid))
+}
+
+fn times(entry: &Entry) -> Timestamps {
+    let time = Timespec {
+        tv_sec: entry.mtime.0,
+        tv_nsec: entry.mtime.1.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}
+
+/// All but overlayfs' own marks, with which a layer could redirect or hide what isn't its own.
+fn kept(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&OsStr, &[u8])> {
+    xattrs
+        .iter()
+        .filter(|(name, _)| !is_overlay_mark(name))
+        .map(|(name, value)| (OsStr::from_bytes(name), value.as_slice()))
+}
+
+pub(super) fn is_overlay_mark(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
+/// Labels and privileged attributes that the kernel doesn't let us set are left out; those are the machine's to decide.
+pub(super) fn tolerated(name: &OsStr, set: Result<(), Errno>) -> Result<(), Errno> {
+    let bytes = name.as_bytes();
+    let privileged = bytes.starts_with(b"trusted.")
+        || matches!(
+            bytes,
+            b"security.selinux" | b"security.ima" | b"security.evm"
+        );
+    match set {
+        Err(Errno::PERM | Errno::OPNOTSUPP) if privileged => {
+            tracing::debug!(attribute = %name.display(), "extended attribute of a base layer left out");
+            Ok(())
+        }
+        other => other,
+    }
+}
