@@ -55,7 +55,7 @@ pub struct CopyRequest<'a> {
     pub exclude: Option<Rule<'a>>,
     /// ADD: local tar archives are unpacked into the destination.
     pub unpack: bool,
-    /// For directories that are made and inline files, in seconds; none for now.
+    /// For inline files, in seconds since 1970; now if absent.
     pub time: Option<i64>,
 }
 

@@ -31,12 +31,6 @@ pub(super) struct Attributes {
     pub modified: Timespec,
 }
 
-/// A directory whose making waits for the first entry that is wanted below it.
-struct Pending {
-    source: PathBuf,
-    target: PathBuf,
-}
-
 impl<'a> Copier<'a> {
     pub(super) fn new(
         request: &'a CopyRequest<'a>,
@@ -94,13 +88,14 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    /// `below` is the path from the copied source directory, which `--exclude` is about.
+    /// `below` is the path from the copied source directory, which `--exclude` is about. `pending` are directories whose making waits for the
+    /// first entry that is wanted below them.
     fn directory(
         &mut self,
         source: &Path,
         target: &Path,
         below: &Path,
-        pending: &mut Vec<Pending>,
+        pending: &mut Vec<PathBuf>,
     ) -> Result<(), CopyError> {
         let listed = failed("list", source);
         let entries = fs::read_dir(self.from.path().join(source))
@@ -118,14 +113,8 @@ impl<'a> Copier<'a> {
                 continue;
             }
             if verdict == Verdict::Included {
-                for Pending { source, target } in pending.drain(..) {
-                    let metadata = fs::symlink_metadata(self.from.path().join(&source))
-                        .map_err(failed("look at", &source))?;
-                    if self.make_directory(&target)? {
-                        self.attributes(&metadata)
-                            .give(&self.into.path().join(&target), FileType::Directory)
-                            .map_err(failed("set the attributes of", &target))?;
-                    }
+                for target in pending.drain(..) {
+                    self.make_directory(&target)?;
                 }
             }
             if !metadata.is_dir() {
@@ -143,11 +132,11 @@ impl<'a> Copier<'a> {
             }
             if verdict == Verdict::Descend {
                 let depth = pending.len();
-                pending.push(Pending {
-                    source: source.clone(),
-                    target: target.clone(),
-                });
+                pending.push(target.clone());
                 self.directory(&source, &target, &below, pending)?;
+                if pending.len() <= depth {
+                    self.finish(&source, &metadata, &target, FileType::Directory)?;
+                }
                 pending.truncate(depth);
                 continue;
             }
@@ -171,15 +160,13 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// True if it wasn't there.
-    fn make_directory(&self, target: &Path) -> Result<bool, CopyError> {
+    fn make_directory(&self, target: &Path) -> Result<(), CopyError> {
         match self.into.file_type(target)? {
             None => {
                 let made = rustix::fs::mkdirat(self.into, target, Mode::from_raw_mode(0o755));
-                made.map(|()| true)
-                    .map_err(|errno| failed("create the directory", target)(errno.into()))
+                made.map_err(|errno| failed("create the directory", target)(errno.into()))
             }
-            Some(FileType::Directory) => Ok(false),
+            Some(FileType::Directory) => Ok(()),
             Some(other) => Err(CopyError::InTheWay {
                 path: target.to_owned(),
                 there: describe(other),

@@ -7,7 +7,7 @@ use std::io;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule, TargetArch, sock_filter,
 };
 
 use super::kernel;
@@ -56,6 +56,7 @@ pub(super) fn install() -> io::Result<()> {
     for program in [
         program(refused(), libc::EPERM)?,
         program(missing(), libc::ENOSYS)?,
+        other_numbers(),
     ] {
         kernel::set_filter(&program)?;
     }
@@ -96,6 +97,26 @@ fn refused() -> Rules {
 
 fn missing() -> Rules {
     Ok(BTreeMap::from([(libc::SYS_clone3, Vec::new())]))
+}
+
+/// x86-64 has a second set of numbers for the same calls (x32), which the rules above don't know. On other machines there are none so large.
+fn other_numbers() -> BpfProgram {
+    const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const FIRST_X32: u32 = 0x4000_0000;
+    let instruction = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    vec![
+        instruction(LOAD_NUMBER, 0, 0, 0),
+        instruction(JUMP_IF_AT_LEAST, 0, 1, FIRST_X32),
+        instruction(
+            RETURN,
+            0,
+            0,
+            SeccompAction::Errno(libc::ENOSYS.cast_unsigned()).into(),
+        ),
+        instruction(RETURN, 0, 0, SeccompAction::Allow.into()),
+    ]
 }
 
 fn program(rules: Rules, errno: i32) -> io::Result<BpfProgram> {

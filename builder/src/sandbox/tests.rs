@@ -15,7 +15,12 @@ static INTERNAL: extern "C" fn() = {
     extern "C" fn internal() {
         let arguments = fs::read("/proc/self/cmdline").unwrap_or_default();
         let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
-        if let Some(b"in-userns") = arguments.next() {
+        let first = arguments.next();
+        if let Some(b"in-root-until-killed") = first {
+            enter(Tier::Root).expect("enter the tier");
+            stage().output("sleep 9871");
+        }
+        if let Some(b"in-userns") = first {
             let test = String::from_utf8_lossy(arguments.next().unwrap_or_default()).into_owned();
             in_user_namespace(&test);
         }
@@ -26,7 +31,7 @@ static INTERNAL: extern "C" fn() = {
     internal
 };
 
-/// Enters the tier as the program does, then runs one test as the harness would.
+/// Enters the tier as the program does, then runs one test (or a step that sleeps, until it is killed) as the harness would.
 fn in_user_namespace(test: &str) {
     let entered = enter(Tier::Userns).expect("enter the tier");
     assert_eq!(
@@ -36,6 +41,9 @@ fn in_user_namespace(test: &str) {
             xattrs: XattrPrefix::User
         }
     );
+    if test.starts_with("sleep ") {
+        stage().output(test);
+    }
     let (_, run) = TESTS
         .iter()
         .find(|(name, _)| *name == test)
@@ -241,10 +249,7 @@ fn everything_a_step_started_is_dead_when_it_ends() {
         ["over"]
     );
     assert!(started.elapsed() < Duration::from_secs(30));
-    let left = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
-    assert_eq!(left.filter(|line| line == b"sleep\0987\0").count(), 0);
+    assert_eq!(sleepers("987"), 0);
 }
 
 fn the_end_of_a_step_is_told_exactly() {
@@ -374,6 +379,71 @@ fn an_empty_base_can_run_a_static_program() {
     assert_eq!(stage.changes(), ["sh"]);
     let upper = stage.overlay.unmount().unwrap();
     assert!(upper.join("sh").exists());
+}
+
+/// Processes whose command line is `sleep SECONDS`.
+fn sleepers(seconds: &str) -> usize {
+    let expected = format!("sleep\0{seconds}\0");
+    let lines = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
+    lines.filter(|line| line == expected.as_bytes()).count()
+}
+
+fn wait_for_sleepers(seconds: &str, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while sleepers(seconds) != count {
+        assert!(
+            Instant::now() < deadline,
+            "{} instead of {count} processes sleep {seconds}",
+            sleepers(seconds)
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_killed_builder_takes_its_step_with_it_and_leaves_no_mount() {
+    if !able("a_killed_builder_takes_its_step_with_it_and_leaves_no_mount") {
+        return;
+    }
+    for (mode, seconds) in [("in-root-until-killed", "9871"), ("in-userns", "9872")] {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut builder = std::process::Command::new("/proc/self/exe");
+        let mut builder = builder
+            .args([mode, "sleep 9872"])
+            .env("TMPDIR", scratch.path())
+            .spawn()
+            .unwrap();
+        wait_for_sleepers(seconds, 1);
+        builder.kill().unwrap();
+        builder.wait().unwrap();
+        wait_for_sleepers(seconds, 0);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(scratch.path().to_str().unwrap()),
+            "{mounts}"
+        );
+    }
+}
+
+#[test]
+fn signals_and_their_exit_status_pass_through_the_outer_process() {
+    if !able("signals_and_their_exit_status_pass_through_the_outer_process") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let mut outer = std::process::Command::new("/proc/self/exe");
+    let mut outer = outer
+        .args(["in-userns", "sleep 9873"])
+        .env("TMPDIR", scratch.path())
+        .spawn()
+        .unwrap();
+    wait_for_sleepers("9873", 1);
+    let pid = rustix::process::Pid::from_child(&outer);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(outer.wait().unwrap().code(), Some(128 + 15));
+    wait_for_sleepers("9873", 0);
 }
 
 const TESTS: [(&str, fn()); 11] = [
