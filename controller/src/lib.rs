@@ -1,5 +1,10 @@
 //! Turns MachineOSConfigs into builds, digests and registry cleanup.
 
 pub mod api;
+#[cfg(test)]
+mod fixtures;
+pub mod inputs;
 pub mod phase;
+pub mod render;
 pub mod secrets;
+pub mod yaml;

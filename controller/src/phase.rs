@@ -105,6 +105,18 @@ impl Phase {
         }
     }
 
+    /// The state whose condition takes the detail.
+    const fn telling(self) -> Phase {
+        match self {
+            Phase::Initial => Phase::Prepared,
+            Phase::Prepared
+            | Phase::Building
+            | Phase::Succeeded
+            | Phase::Failed
+            | Phase::Interrupted => self,
+        }
+    }
+
     /// For logs, metrics and events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -133,8 +145,8 @@ impl Phase {
         .unwrap_or(Phase::Initial)
     }
 
-    /// Makes `conditions` tell this state, `detail` following the fixed message of the True one.
-    /// True if that changed anything but a time.
+    /// Makes `conditions` tell this state, `detail` following the fixed message of the True one; before any is
+    /// True, that of Prepared, since it says why the build isn't. True if that changed anything but a time.
     pub fn write(
         self,
         conditions: &mut Vec<Condition>,
@@ -145,7 +157,7 @@ impl Phase {
         for row in &ROWS {
             let holds = row.phase == self;
             let message = match detail {
-                Some(detail) if holds => format!("{}: {detail}", row.message),
+                Some(detail) if row.phase == self.telling() => format!("{}: {detail}", row.message),
                 Some(_) | None => row.message.to_owned(),
             };
             let statement = Statement {
@@ -180,10 +192,10 @@ pub fn write_seeded(conditions: &mut Vec<Condition>, image: &str, now: Timestamp
     changed
 }
 
-/// What follows the fixed message of the condition that holds, such as the cause of a failure.
+/// What follows the fixed message: the cause of a failure, or of waiting.
 #[must_use]
 pub fn detail(conditions: &[Condition]) -> Option<&str> {
-    let phase = Phase::of(conditions);
+    let phase = Phase::of(conditions).telling();
     let row = ROWS.iter().find(|row| row.phase == phase)?;
     condition::get(conditions, row.type_)?
         .message
@@ -270,6 +282,10 @@ mod tests {
             ]
         );
         assert_eq!(detail(&conditions), Some("no such package"));
+        let mut waiting = Vec::new();
+        Phase::Initial.write(&mut waiting, Some("secret push is missing"), now());
+        assert_eq!(Phase::of(&waiting), Phase::Initial);
+        assert_eq!(detail(&waiting), Some("secret push is missing"));
     }
 
     #[test]

@@ -1,0 +1,194 @@
+use super::*;
+use crate::fixtures;
+
+fn vectors() -> Vec<Value> {
+    let text = include_str!("../../tests/data/build-name-vectors.json");
+    let mut file: Value = serde_json::from_str(text).unwrap();
+    match file["vectors"].take() {
+        Value::Array(vectors) => vectors,
+        other => panic!("no list of vectors: {other}"),
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+/// Pool, MachineConfig and MachineOSConfig as the vector's maker had them.
+fn objects(vector: &Value) -> (MachineConfigPool, MachineConfig, MachineOSConfig) {
+    let spec = &vector["moscSpec"];
+    let images = &vector["osImageURLConfig"];
+    let mut os_config = fixtures::os_config();
+    os_config.metadata.name = Some(text(&vector["moscName"]));
+    os_config.spec = serde_json::from_value(spec.clone()).unwrap();
+    let mut pool = fixtures::pool();
+    pool.metadata.name = Some(text(&spec["machineConfigPool"]["name"]));
+    pool.spec.configuration = serde_json::from_value(vector["configuration"].clone()).unwrap();
+    let mut machine_config = fixtures::machine_config();
+    machine_config.spec.os_image_url = Some(text(&images["BaseOSContainerImage"]));
+    machine_config.spec.extensions_image = Some(text(&images["BaseOSExtensionsContainerImage"]));
+    machine_config.annotations_mut().insert(
+        annotation::RELEASE_IMAGE_VERSION.to_owned(),
+        text(&images["ReleaseVersion"]),
+    );
+    (pool, machine_config, os_config)
+}
+
+#[test]
+fn every_build_has_the_name_that_the_incumbent_gives_it() {
+    let vectors = vectors();
+    assert_eq!(vectors.len(), 30);
+    for vector in &vectors {
+        let (pool, machine_config, os_config) = objects(vector);
+        let name = build_name(&pool, &machine_config, &os_config);
+        match vector.get("machineOSBuildName") {
+            Some(wanted) => assert_eq!(
+                name.as_ref().map(BuildName::as_str),
+                Ok(wanted.as_str().unwrap()),
+                "{}",
+                vector["name"]
+            ),
+            None => assert!(
+                matches!(name, Err(InputError::Yaml { .. })),
+                "{}: {name:?}",
+                vector["name"]
+            ),
+        }
+    }
+}
+
+#[test]
+fn the_hashed_text_is_the_incumbents() {
+    for vector in vectors().iter().filter(|v| v.get("error").is_none()) {
+        let (pool, _, os_config) = objects(vector);
+        let documents = [
+            configuration_document(pool.spec.configuration.as_ref()),
+            spec_document(&os_config),
+            vector["osImageURLConfig"].clone(),
+        ];
+        for (document, wanted) in documents
+            .iter()
+            .zip(vector["preimageYaml"].as_array().unwrap())
+        {
+            assert_eq!(
+                to_yaml(document).unwrap(),
+                text(wanted),
+                "{}",
+                vector["name"]
+            );
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_built_from_is_named_with_object_and_field() {
+    type Change = fn(&mut MachineConfigPool, &mut MachineConfig, &mut MachineOSConfig);
+    let cases: [(Change, &str); 8] = [
+        (
+            |pool, _, _| pool.metadata.name = Some("other".to_owned()),
+            "MachineOSConfig worker names the pool worker in spec.machineConfigPool.name, not other",
+        ),
+        (
+            |_, mc, _| mc.metadata.name = Some("00-worker".to_owned()),
+            "MachineConfig 00-worker is no rendered one: its name must start with \"rendered-\"",
+        ),
+        (
+            |_, mc, _| mc.annotations_mut().clear(),
+            "MachineConfig rendered-worker-0 has no annotation machineconfiguration.openshift.io/release-image-version",
+        ),
+        (
+            |_, mc, _| {
+                mc.annotations_mut()
+                    .insert(annotation::GENERATED_BY_VERSION.to_owned(), String::new());
+            },
+            "MachineConfig rendered-worker-0 has no annotation machineconfiguration.openshift.io/generated-by-controller-version",
+        ),
+        (
+            |_, mc, _| mc.spec.os_image_url = None,
+            "MachineConfig rendered-worker-0 has no spec.osImageURL",
+        ),
+        (
+            |_, _, config| config.spec.rendered_image_push_spec = "quay.io/Org/Repo:x".to_owned(),
+            "MachineOSConfig worker, spec.renderedImagePushSpec",
+        ),
+        (
+            |pool, _, config| {
+                let long = "w".repeat(25);
+                pool.metadata.name = Some(long.clone());
+                config.metadata.name = Some(long.clone());
+                config.spec.machine_config_pool.name = long;
+            },
+            "the name of MachineOSConfig wwwwwwwwwwwwwwwwwwwwwwwww has 25 characters; at most 24 leave room for what is added to it",
+        ),
+        (
+            |_, _, config| {
+                config.spec.container_file = Some(vec![
+                    fixtures::containerfile(ContainerfileArch::Arm64),
+                    fixtures::containerfile(ContainerfileArch::S390x),
+                ]);
+            },
+            "MachineOSConfig worker has Containerfiles for ARM64, S390X in spec.containerFile; a build is for one architecture, so leave one of them, or one for NoArch",
+        ),
+    ];
+    for (change, wanted) in cases {
+        let (mut pool, mut machine_config, mut os_config) = (
+            fixtures::pool(),
+            fixtures::machine_config(),
+            fixtures::os_config(),
+        );
+        change(&mut pool, &mut machine_config, &mut os_config);
+        let error = BuildInputs::new(Sources {
+            pool: &pool,
+            machine_config: &machine_config,
+            os_config: &os_config,
+            controller_config: None,
+            optional: OptionalMounts::default(),
+        })
+        .unwrap_err();
+        assert_eq!(error.to_string(), wanted);
+        assert_eq!(error.class(), Class::CONTENT);
+    }
+}
+
+#[test]
+fn the_image_is_pushed_under_the_builds_name() {
+    let inputs = fixtures::inputs();
+    assert_eq!(
+        inputs.push.to_string(),
+        format!("registry.example.com/org/repo:{}", inputs.name)
+    );
+}
+
+#[test]
+fn the_content_key_changes_with_what_enters_the_image_and_with_nothing_else() {
+    type Change = fn(&mut BuildInputs);
+    let inputs = fixtures::inputs();
+    let key = inputs.content_key("FROM x\n");
+    // An accidental change would rebuild every image there is.
+    assert_eq!(
+        key.as_str(),
+        "v1:46ffc60cad36c18c5e7ae88b4d50bed01a380eec33e4ca76c7413c696ead5684"
+    );
+    assert_ne!(key, inputs.content_key("FROM y\n"));
+    let entering: [Change; 4] = [
+        |inputs| inputs.trust_bundle = Some("Zm9v".to_owned()),
+        |inputs| inputs.optional.entitlement = true,
+        |inputs| inputs.machine_config.spec.kernel_type = Some("realtime".to_owned()),
+        |inputs| inputs.base_image = "quay.io/a/b:c".parse().unwrap(),
+    ];
+    for change in entering {
+        let mut changed = inputs.clone();
+        change(&mut changed);
+        assert_ne!(changed.content_key("FROM x\n"), key);
+    }
+    let outside: [Change; 3] = [
+        |inputs| inputs.push_secret = "other".to_owned(),
+        |inputs| inputs.push = "quay.io/a/b:c".parse().unwrap(),
+        |inputs| inputs.proxy.http_proxy = Some("http://p".to_owned()),
+    ];
+    for change in outside {
+        let mut changed = inputs.clone();
+        change(&mut changed);
+        assert_eq!(changed.content_key("FROM x\n"), key);
+    }
+}

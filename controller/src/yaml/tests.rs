@@ -1,0 +1,18 @@
+use super::*;
+use serde_json::json;
+
+#[test]
+fn scalars_that_look_like_something_else_are_quoted() {
+    let rows: &str = include_str!("../../tests/data/yaml-scalars.json");
+    let rows: Vec<(String, Option<String>)> = serde_json::from_str(rows).unwrap();
+    assert!(rows.len() > 100);
+    for (text, wanted) in rows {
+        let document = json!({"containerFile": [{"content": text}]});
+        assert_eq!(to_yaml(&document).ok(), wanted, "{text:?}");
+    }
+}
+
+#[test]
+fn numbers_are_refused() {
+    assert_eq!(to_yaml(&json!({"a": 1})), Err(YamlError::Unsupported));
+}
