@@ -4,6 +4,7 @@ pub mod api;
 #[cfg(test)]
 mod fixtures;
 pub mod inputs;
+pub mod job;
 pub mod phase;
 pub mod render;
 pub mod secrets;

@@ -1,0 +1,172 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn job(status: Value) -> Job {
+    serde_json::from_value(json!({
+        "metadata": {"name": "build-x", "annotations": {LINE_OFFSET: "20"}},
+        "spec": {"activeDeadlineSeconds": 60, "template": {"spec": {"containers": []}}},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+fn ended(type_: &str, reason: &str) -> Value {
+    json!({"failed": 1, "conditions": [{
+        "type": type_, "status": "True", "reason": reason, "message": "of the Job",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]})
+}
+
+fn pod(phase: &str, state: Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "status": {"phase": phase, "containerStatuses": [{
+            "name": CONTAINER, "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+        }]},
+    }))
+    .unwrap()
+}
+
+fn failure(step: Value) -> String {
+    json!({
+        "version": 1, "tier": "userns", "phases": [],
+        "outcome": {"result": "failed", "class": {"User": "Content"}, "message": "the command failed", "step": step},
+    })
+    .to_string()
+}
+
+fn terminated(code: i32, reason: &str, message: &str) -> Value {
+    json!({"terminated": {"exitCode": code, "reason": reason, "message": message}})
+}
+
+fn message(job: &Job, pods: &[Pod]) -> String {
+    match outcome(job, pods) {
+        JobOutcome::Failed { message, .. } => message,
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+#[test]
+fn a_failed_step_is_told_in_the_administrators_lines_with_its_output() {
+    let step = |line: usize| {
+        failure(json!({
+            "file": "/run/strata/containerfile/Containerfile", "line": line,
+            "text": "RUN false", "exitStatus": 7, "output": ["one", "two"],
+        }))
+    };
+    let job = job(ended("Failed", "PodFailurePolicy"));
+    assert_eq!(
+        message(&job, &[pod("Failed", terminated(65, "Error", &step(23)))]),
+        "Containerfile, line 3: RUN false: the command failed (exit status 7)\none\ntwo"
+    );
+    assert_eq!(
+        message(&job, &[pod("Failed", terminated(65, "Error", &step(20)))]),
+        "Containerfile, line 20 of the generated part: RUN false: the command failed (exit status 7)\none\ntwo"
+    );
+}
+
+#[test]
+fn every_other_end_has_its_own_words() {
+    let evicted: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p"},
+        "status": {"phase": "Failed", "reason": "Evicted", "message": "ephemeral-storage is used up"},
+    }))
+    .unwrap();
+    for (reason, pods, wanted) in [
+        (
+            "PodFailurePolicy",
+            vec![pod("Failed", terminated(64, "Error", "unknown flag"))],
+            "its pod ended with exit code 64 (Error) without a report\nunknown flag",
+        ),
+        (
+            "BackoffLimitExceeded",
+            vec![pod("Failed", terminated(137, "OOMKilled", ""))],
+            "gave up after 1 attempts: its pod ran out of memory; raise the builder's memory limit",
+        ),
+        (
+            "BackoffLimitExceeded",
+            vec![evicted],
+            "gave up after 1 attempts: the node ended its pod: Evicted: ephemeral-storage is used up",
+        ),
+        (
+            "DeadlineExceeded",
+            vec![pod(
+                "Pending",
+                json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}),
+            )],
+            "the build was not done after 60 s; its pod: its pod waits: ImagePullBackOff: no such image",
+        ),
+        (
+            "BackoffLimitExceeded",
+            vec![],
+            "BackoffLimitExceeded: of the Job",
+        ),
+    ] {
+        assert_eq!(message(&job(ended("Failed", reason)), &pods), wanted);
+    }
+}
+
+#[test]
+fn a_complete_job_hands_back_the_report_of_the_pod_that_succeeded() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let pushed = json!({
+        "version": 1, "tier": "userns", "phases": [],
+        "outcome": {"result": "pushed", "digest": digest, "sizeBytes": 1, "layers": 2, "sentBytes": 3},
+    })
+    .to_string();
+    let pods = [
+        pod("Succeeded", terminated(0, "Completed", &pushed)),
+        pod("Failed", terminated(1, "Error", "")),
+    ];
+    match outcome(&job(ended("Complete", "")), &pods) {
+        JobOutcome::Complete {
+            finished: Some(_),
+            report: Some(report),
+        } => {
+            assert_eq!(report.tier, "userns");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(
+        outcome(&job(ended("Complete", "")), &[]),
+        JobOutcome::Complete { report: None, .. }
+    ));
+}
+
+#[test]
+fn a_job_without_an_end_is_prepared_until_there_is_a_pod() {
+    let waiting = json!({"waiting": {"reason": "ErrImagePull", "message": "not found"}});
+    let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+    let building = |progress: Option<&str>| JobOutcome::Building {
+        progress: progress.map(str::to_owned),
+    };
+    for (status, pods, wanted) in [
+        (json!({}), vec![], JobOutcome::Prepared { waiting: None }),
+        (json!({"active": 1}), vec![], building(None)),
+        (
+            json!({"active": 1}),
+            vec![pod("Running", json!({"running": {}}))],
+            building(None),
+        ),
+        (
+            json!({"active": 1}),
+            vec![pod("Pending", creating)],
+            building(None),
+        ),
+        (
+            json!({"active": 1}),
+            vec![pod("Pending", waiting)],
+            building(Some("its pod waits: ErrImagePull: not found")),
+        ),
+        (
+            json!({"failed": 2}),
+            vec![pod("Failed", terminated(75, "Error", ""))],
+            building(Some(
+                "failed attempts: 2; the last one: its pod ended with exit code 75 (Error) without a report",
+            )),
+        ),
+    ] {
+        assert_eq!(outcome(&job(status), &pods), wanted);
+    }
+}

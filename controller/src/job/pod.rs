@@ -1,0 +1,310 @@
+//! The pod of a build: what it mounts, what it may, and how the builder is called.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar,
+    ImageVolumeSource, KeyToPath, LocalObjectReference, PodSpec, PodTemplateSpec,
+    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use strata_builder::reference::Reference;
+
+use super::{
+    CONTAINER, CONTAINERFILE_KEY, JobSettings, MACHINE_CONFIG_KEY, Resources, TRUST_BUNDLE_KEY,
+    labels,
+};
+use crate::api::name;
+use crate::inputs::BuildInputs;
+use crate::secrets::JSON_KEY;
+
+const CONTEXT: &str = "/run/strata/context";
+const CONTAINERFILE: &str = "/run/strata/containerfile";
+const PULL: &str = "/run/strata/pull";
+const PUSH: &str = "/run/strata/push";
+const BASE: &str = "/run/strata/base";
+const EXTENSIONS: &str = "/run/strata/extensions";
+const SCRATCH: &str = "/run/strata/scratch";
+const REPORT: &str = "/dev/termination-log";
+
+/// The builder cleans up what it mounted; the kernel does it without it.
+const TERMINATION_GRACE_SECONDS: i64 = 10;
+
+pub(super) fn template(
+    build_uid: &str,
+    inputs: &BuildInputs,
+    settings: &JobSettings,
+) -> PodTemplateSpec {
+    let arch = inputs
+        .containerfile
+        .as_ref()
+        .and_then(|file| file.containerfile_arch.node_label());
+    let (volumes, mounts) = volumes(inputs).into_iter().unzip();
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels(inputs)),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            containers: vec![container(build_uid, inputs, settings, mounts)],
+            enable_service_links: Some(false),
+            host_users: Some(false),
+            image_pull_secrets: Some(vec![LocalObjectReference {
+                name: name::pull_secret(inputs.name.as_str()),
+            }]),
+            node_selector: arch
+                .map(|arch| BTreeMap::from([("kubernetes.io/arch".to_owned(), arch.to_owned())])),
+            priority_class_name: settings.priority_class.clone(),
+            restart_policy: Some("Never".to_owned()),
+            service_account_name: Some(settings.service_account.clone()),
+            termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
+            tolerations: (!settings.tolerations.is_empty()).then(|| settings.tolerations.clone()),
+            volumes: Some(volumes),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+fn container(
+    build_uid: &str,
+    inputs: &BuildInputs,
+    settings: &JobSettings,
+    mounts: Vec<VolumeMount>,
+) -> Container {
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(settings.builder_image.clone()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(vec!["strata-builder".to_owned()]),
+        args: Some(arguments(build_uid, inputs, settings)),
+        env: Some(
+            proxy(inputs)
+                .into_iter()
+                .map(|(name, value)| EnvVar {
+                    name: name.to_owned(),
+                    value: Some(value),
+                    value_from: None,
+                })
+                .collect(),
+        )
+        .filter(|env: &Vec<_>| !env.is_empty()),
+        resources: Some(resources(&settings.resources)),
+        security_context: Some(SecurityContext {
+            // Both default profiles forbid the mounts that the builder makes in its own namespace.
+            app_armor_profile: Some(AppArmorProfile {
+                type_: "Unconfined".to_owned(),
+                localhost_profile: None,
+            }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "Unconfined".to_owned(),
+                localhost_profile: None,
+            }),
+            // The kernel lets a nested namespace mount a proc of its own only if this one hides nothing.
+            proc_mount: Some("Unmasked".to_owned()),
+            ..SecurityContext::default()
+        }),
+        termination_message_path: Some(REPORT.to_owned()),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
+
+fn arguments(build_uid: &str, inputs: &BuildInputs, settings: &JobSettings) -> Vec<String> {
+    let base_rootfs = |image: &Reference, directory: &str| format!("{image}={directory}");
+    let mut arguments: Vec<String> = vec!["build".to_owned()];
+    let mut flag = |name: &str, value: String| {
+        arguments.push(format!("--{name}"));
+        arguments.push(value);
+    };
+    flag(
+        "containerfile",
+        format!("{CONTAINERFILE}/{CONTAINERFILE_KEY}"),
+    );
+    flag("context", CONTEXT.to_owned());
+    flag("base-rootfs", base_rootfs(&inputs.base_image, BASE));
+    if let Some(image) = &inputs.extensions_image {
+        flag("base-rootfs", base_rootfs(image, EXTENSIONS));
+    }
+    flag("push", inputs.push.to_string());
+    flag("pull-authfile", format!("{PULL}/config.json"));
+    flag("authfile", format!("{PUSH}/config.json"));
+    for host in &settings.plain_http {
+        flag("plain-http", host.clone());
+    }
+    if inputs.trust_bundle.is_some() {
+        flag("ca-bundle", format!("{CONTEXT}/{TRUST_BUNDLE_KEY}"));
+    }
+    flag("build-uid", build_uid.to_owned());
+    flag("source-date-epoch", epoch(inputs).to_string());
+    flag("scratch", SCRATCH.to_owned());
+    flag("tier", "auto".to_owned());
+    flag("progress", "plain".to_owned());
+    flag("report", REPORT.to_owned());
+    for (name, value) in proxy(inputs) {
+        flag("build-arg", format!("{name}={value}"));
+    }
+    arguments
+}
+
+/// When the MachineConfig was rendered: a rebuild of the same inputs has the same times, and so the same digest.
+fn epoch(inputs: &BuildInputs) -> i64 {
+    let rendered = &inputs.machine_config.metadata.creation_timestamp;
+    rendered
+        .as_ref()
+        .map_or(0, |time| time.0.as_second().max(0))
+}
+
+fn proxy(inputs: &BuildInputs) -> Vec<(&'static str, String)> {
+    let proxy = &inputs.proxy;
+    [
+        ("HTTP_PROXY", &proxy.http_proxy),
+        ("HTTPS_PROXY", &proxy.https_proxy),
+        ("NO_PROXY", &proxy.no_proxy),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| {
+        let value = value.clone().filter(|value| !value.is_empty())?;
+        Some((name, value))
+    })
+    .collect()
+}
+
+fn resources(resources: &Resources) -> ResourceRequirements {
+    let Resources {
+        cpu_request,
+        memory_request,
+        memory_limit,
+        storage_request,
+        storage_limit,
+    } = resources;
+    let quantities = |pairs: &[(&str, &String)]| {
+        pairs
+            .iter()
+            .map(|(name, quantity)| ((*name).to_owned(), Quantity((*quantity).clone())))
+            .collect()
+    };
+    ResourceRequirements {
+        requests: Some(quantities(&[
+            ("cpu", cpu_request),
+            ("memory", memory_request),
+            ("ephemeral-storage", storage_request),
+        ])),
+        limits: Some(quantities(&[
+            ("memory", memory_limit),
+            ("ephemeral-storage", storage_limit),
+        ])),
+        claims: None,
+    }
+}
+
+/// Each volume with its one mount.
+fn volumes(inputs: &BuildInputs) -> Vec<(Volume, VolumeMount)> {
+    let build = inputs.name.as_str();
+    let mut volumes = vec![
+        config_map(
+            "containerfile",
+            name::containerfile(build),
+            CONTAINERFILE,
+            None,
+        ),
+        // By subPath, so that the context holds plain files and no links into a hidden directory.
+        config_map(
+            "machineconfig",
+            name::machine_config(build),
+            &format!("{CONTEXT}/machineconfig/{MACHINE_CONFIG_KEY}"),
+            Some(MACHINE_CONFIG_KEY),
+        ),
+        config_map(
+            "additional-trust-bundle",
+            name::trust_bundle(build),
+            &format!("{CONTEXT}/{TRUST_BUNDLE_KEY}"),
+            Some(TRUST_BUNDLE_KEY),
+        ),
+        secret("base-image-pull-creds", name::pull_secret(build), PULL),
+        secret("final-image-push-creds", name::push_secret(build), PUSH),
+        image("base", &inputs.base_image, BASE),
+        (
+            Volume {
+                name: "scratch".to_owned(),
+                empty_dir: Some(EmptyDirVolumeSource::default()),
+                ..Volume::default()
+            },
+            mount("scratch", SCRATCH, false),
+        ),
+    ];
+    if let Some(extensions) = &inputs.extensions_image {
+        volumes.push(image("extensions", extensions, EXTENSIONS));
+    }
+    volumes
+}
+
+fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: volume.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    }
+}
+
+fn config_map(
+    volume: &str,
+    object: String,
+    path: &str,
+    sub_path: Option<&str>,
+) -> (Volume, VolumeMount) {
+    let source = ConfigMapVolumeSource {
+        name: object,
+        ..ConfigMapVolumeSource::default()
+    };
+    (
+        Volume {
+            name: volume.to_owned(),
+            config_map: Some(source),
+            ..Volume::default()
+        },
+        VolumeMount {
+            sub_path: sub_path.map(str::to_owned),
+            ..mount(volume, path, true)
+        },
+    )
+}
+
+fn secret(volume: &str, object: String, path: &str) -> (Volume, VolumeMount) {
+    let source = SecretVolumeSource {
+        secret_name: Some(object),
+        default_mode: Some(0o400),
+        items: Some(vec![KeyToPath {
+            key: JSON_KEY.to_owned(),
+            path: "config.json".to_owned(),
+            ..KeyToPath::default()
+        }]),
+        ..SecretVolumeSource::default()
+    };
+    (
+        Volume {
+            name: volume.to_owned(),
+            secret: Some(source),
+            ..Volume::default()
+        },
+        mount(volume, path, true),
+    )
+}
+
+fn image(volume: &str, image: &Reference, path: &str) -> (Volume, VolumeMount) {
+    let source = ImageVolumeSource {
+        pull_policy: Some("IfNotPresent".to_owned()),
+        reference: Some(image.to_string()),
+    };
+    (
+        Volume {
+            name: volume.to_owned(),
+            image: Some(source),
+            ..Volume::default()
+        },
+        mount(volume, path, true),
+    )
+}

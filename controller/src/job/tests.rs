@@ -1,0 +1,147 @@
+use serde_json::json;
+
+use super::*;
+use crate::api::machine_os_config::ContainerfileArch;
+use crate::fixtures;
+use crate::inputs::OptionalMounts;
+use crate::render::render;
+
+fn settings() -> JobSettings {
+    JobSettings {
+        namespace: "builds".to_owned(),
+        builder_image: "registry.example.com/strata/builder:1".to_owned(),
+        service_account: "strata-builder".to_owned(),
+        plain_http: vec!["10.0.0.1:5000".to_owned()],
+        deadline: Duration::from_secs(3600),
+        resources: Resources::default(),
+        tolerations: Vec::new(),
+        priority_class: None,
+    }
+}
+
+fn os_build(inputs: &BuildInputs) -> MachineOSBuild {
+    serde_json::from_value(json!({
+        "apiVersion": "machineconfiguration.openshift.io/v1",
+        "kind": "MachineOSBuild",
+        "metadata": {"name": inputs.name.as_str(), "uid": "build-uid"},
+        "spec": {
+            "machineConfig": {"name": "rendered-worker-0"},
+            "machineOSConfig": {"name": "worker"},
+            "renderedImagePushSpec": inputs.push.to_string(),
+        },
+    }))
+    .unwrap()
+}
+
+fn credentials() -> Credentials {
+    let secret = serde_json::from_value(json!({
+        "metadata": {"name": "push"},
+        "type": JSON_TYPE,
+        "data": {JSON_KEY: BASE64_STANDARD.encode(r#"{"auths":{}}"#)},
+    }))
+    .unwrap();
+    let docker_config = crate::secrets::docker_config(&secret).unwrap();
+    Credentials {
+        pull: docker_config.clone(),
+        push: docker_config,
+    }
+}
+
+fn objects(inputs: &BuildInputs, settings: &JobSettings) -> Result<BuildObjects, JobError> {
+    let rendered = render(inputs).unwrap();
+    build_objects(
+        &os_build(inputs),
+        inputs,
+        &rendered,
+        &credentials(),
+        settings,
+    )
+}
+
+fn golden(name: &str, text: &str) {
+    let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{path}");
+}
+
+#[test]
+fn a_plain_build_is_these_objects() {
+    let BuildObjects {
+        mut config_maps,
+        secrets,
+        job,
+    } = objects(&fixtures::inputs(), &settings()).unwrap();
+    golden("job.yaml", &serde_yaml_ng::to_string(&job).unwrap());
+    // The text has a golden file of its own, and packing is tested by unpacking.
+    for config_map in &mut config_maps {
+        for value in config_map.data.iter_mut().flat_map(BTreeMap::values_mut) {
+            *value = format!("({} lines)", value.lines().count());
+        }
+    }
+    golden(
+        "config-maps.yaml",
+        &serde_yaml_ng::to_string(&config_maps).unwrap(),
+    );
+    golden("secrets.yaml", &serde_yaml_ng::to_string(&secrets).unwrap());
+}
+
+#[test]
+fn everything_that_can_be_asked_for_is_in_the_job() {
+    let mut inputs = fixtures::inputs();
+    inputs.extensions_image = Some("quay.io/org/extensions:v1".parse().unwrap());
+    inputs.containerfile = Some(fixtures::containerfile(ContainerfileArch::Arm64));
+    inputs.trust_bundle = Some(BASE64_STANDARD.encode("PEM"));
+    inputs.proxy.https_proxy = Some("http://proxy:3128".to_owned());
+    inputs.proxy.no_proxy = Some(".cluster.local".to_owned());
+    inputs.machine_config.metadata.creation_timestamp =
+        serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    let mut settings = settings();
+    settings.priority_class = Some("system-cluster-critical".to_owned());
+    settings.tolerations = vec![Toleration {
+        operator: Some("Exists".to_owned()),
+        ..Toleration::default()
+    }];
+    let job = objects(&inputs, &settings).unwrap().job;
+    golden("job-full.yaml", &serde_yaml_ng::to_string(&job).unwrap());
+}
+
+#[test]
+fn what_no_job_can_be_made_of_is_named() {
+    let mut inputs = fixtures::inputs();
+    inputs.trust_bundle = Some("~".to_owned());
+    assert_eq!(
+        objects(&inputs, &settings()).unwrap_err().to_string(),
+        "ControllerConfig machine-config-controller, spec.additionalTrustBundle is no base64"
+    );
+    for (optional, wanted) in [
+        (
+            OptionalMounts {
+                entitlement: true,
+                ..OptionalMounts::default()
+            },
+            "Secret etc-pki-entitlement-worker exists, but builds can't use it yet; rename or delete it to build without it",
+        ),
+        (
+            OptionalMounts {
+                yum_repos: true,
+                ..OptionalMounts::default()
+            },
+            "ConfigMap etc-yum-repos-d exists, but builds can't use it yet; rename or delete it to build without it",
+        ),
+        (
+            OptionalMounts {
+                rpm_gpg: true,
+                ..OptionalMounts::default()
+            },
+            "Secret etc-pki-rpm-gpg exists, but builds can't use it yet; rename or delete it to build without it",
+        ),
+    ] {
+        let mut inputs = fixtures::inputs();
+        inputs.optional = optional;
+        let error = objects(&inputs, &settings()).unwrap_err();
+        assert_eq!(error.to_string(), wanted);
+        assert_eq!(error.class(), Class::CONTENT);
+    }
+}
