@@ -258,3 +258,6 @@ fn write<'a>(
         source,
     }
 }
+
+#[cfg(test)]
+mod tests;

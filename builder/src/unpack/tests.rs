@@ -1,0 +1,597 @@
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rustix::fs::{fgetxattr, lgetxattr};
+use tar::{EntryType, Header};
+
+use super::*;
+
+const MARKS: XattrPrefix = XattrPrefix::User;
+
+/// Owners and devices can be set by root only.
+fn is_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: {test}: needs root, to give files to other users");
+    }
+    root
+}
+
+/// A tar under construction.
+#[derive(Default)]
+struct Tar(Vec<u8>);
+
+impl Tar {
+    fn raw(
+        mut self,
+        kind: EntryType,
+        name: &[u8],
+        link: &[u8],
+        mode: u32,
+        owner: (u64, u64),
+        content: &[u8],
+    ) -> Self {
+        let mut header = Header::new_ustar();
+        let bytes = header.as_mut_bytes();
+        bytes[..name.len()].copy_from_slice(name);
+        bytes[157..157 + link.len()].copy_from_slice(link);
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(owner.0);
+        header.set_gid(owner.1);
+        header.set_mtime(1_700_000_000);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    fn file(self, name: &str, content: &[u8]) -> Self {
+        self.raw(
+            EntryType::Regular,
+            name.as_bytes(),
+            b"",
+            0o644,
+            (0, 0),
+            content,
+        )
+    }
+
+    fn folder(self, name: &str, mode: u32) -> Self {
+        self.raw(
+            EntryType::Directory,
+            name.as_bytes(),
+            b"",
+            mode,
+            (0, 0),
+            b"",
+        )
+    }
+
+    fn symlink(self, name: &str, target: &str) -> Self {
+        self.raw(
+            EntryType::Symlink,
+            name.as_bytes(),
+            target.as_bytes(),
+            0o777,
+            (0, 0),
+            b"",
+        )
+    }
+
+    fn link(self, name: &str, target: &str) -> Self {
+        self.raw(
+            EntryType::Link,
+            name.as_bytes(),
+            target.as_bytes(),
+            0o644,
+            (0, 0),
+            b"",
+        )
+    }
+
+    fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut body = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let length = (rest..)
+                .find(|length| length.to_string().len() + rest == *length)
+                .unwrap();
+            body.extend_from_slice(format!("{length} {key}=").as_bytes());
+            body.extend_from_slice(value);
+            body.push(b'\n');
+        }
+        self.raw(EntryType::XHeader, b"pax", b"", 0o644, (0, 0), &body)
+    }
+
+    fn gzip(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&self.0).unwrap();
+        gzip.finish().unwrap()
+    }
+}
+
+fn unpack(folder: &Path, name: &str, blob: &[u8]) -> Result<UnpackedLayer, UnpackError> {
+    unpack_layer(
+        blob,
+        Digest::of(blob),
+        &folder.join(name),
+        MARKS,
+        DEFAULT_LIMITS,
+    )
+}
+
+/// Unpacks and settles the tars, lowest first; all their folders, top first.
+fn stack(folder: &Path, tars: Vec<Tar>) -> Result<Vec<PathBuf>, UnpackError> {
+    let mut lowers = Vec::new();
+    for (index, tar) in tars.into_iter().enumerate() {
+        let layer = unpack(folder, &index.to_string(), &tar.gzip())?.settle(&lowers)?;
+        lowers.insert(0, layer);
+    }
+    Ok(lowers)
+}
+
+/// One line per entry: `path kind mode uid:gid size|target|device [opaque]`.
+fn listing(root: &Path) -> Vec<String> {
+    fn walk(root: &Path, folder: &Path, lines: &mut Vec<String>) {
+        let mut names: Vec<OsString> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        for name in names {
+            let path = folder.join(&name);
+            let stat = fs::symlink_metadata(&path).unwrap();
+            let kind = stat.file_type();
+            let what = if kind.is_dir() {
+                let handle = fs::File::open(&path).unwrap();
+                let mut value = [0; 1];
+                match fgetxattr(&handle, MARKS.opaque(), &mut value) {
+                    Ok(_) => "folder, opaque".to_owned(),
+                    Err(_) => "folder".to_owned(),
+                }
+            } else if kind.is_symlink() {
+                format!("-> {}", fs::read_link(&path).unwrap().display())
+            } else if kind.is_char_device() {
+                format!("character device {}", stat.rdev())
+            } else if kind.is_fifo() {
+                "fifo".to_owned()
+            } else {
+                format!(
+                    "{:?}, {} names",
+                    String::from_utf8_lossy(&fs::read(&path).unwrap()),
+                    stat.nlink()
+                )
+            };
+            let inside = path.strip_prefix(root).unwrap().display().to_string();
+            let owner = match (stat.uid(), stat.gid()) {
+                (0, 0) => String::new(),
+                (uid, gid) => format!(" {uid}:{gid}"),
+            };
+            lines.push(format!("{inside} {:o}{owner} {what}", stat.mode() & 0o7777));
+            if kind.is_dir() {
+                walk(root, &path, lines);
+            }
+        }
+    }
+    let mut lines = Vec::new();
+    walk(root, root, &mut lines);
+    lines
+}
+
+#[test]
+fn every_kind_of_entry_arrives_with_mode_owner_time_and_attributes() {
+    if !is_root("every_kind_of_entry_arrives_with_mode_owner_time_and_attributes") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let long = format!("long/{}", "n".repeat(200));
+    let capability =
+        b"\x01\x00\x00\x02\x00\x0a\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    let tar = Tar::default()
+        .folder("./", 0o755)
+        .raw(
+            EntryType::Directory,
+            b"home/",
+            b"",
+            0o2750,
+            (1000, 100),
+            b"",
+        )
+        .raw(
+            EntryType::Regular,
+            b"home/tool",
+            b"",
+            0o4755,
+            (1000, 100),
+            b"run",
+        )
+        .link("home/again", "home/tool")
+        .pax(&[
+            ("SCHILY.xattr.security.capability", capability),
+            ("SCHILY.xattr.user.note", b"a\nb=c"),
+            ("mtime", b"1600000000.5"),
+        ])
+        .file("cap", b"c")
+        .pax(&[("path", long.as_bytes())])
+        .file("short", b"l")
+        .symlink("link", "/etc/passwd")
+        .raw(EntryType::Fifo, b"pipe", b"", 0o600, (0, 0), b"")
+        .raw(EntryType::Regular, b"/absolute", b"", 0o600, (0, 0), b"a");
+    let layer = unpack(folder.path(), "layer", &tar.gzip())
+        .unwrap()
+        .settle(&[])
+        .unwrap();
+    assert_eq!(
+        listing(&layer),
+        [
+            "absolute 600 \"a\", 1 names".to_owned(),
+            "cap 644 \"c\", 1 names".to_owned(),
+            "home 2750 1000:100 folder".to_owned(),
+            "home/again 4755 1000:100 \"run\", 2 names".to_owned(),
+            "home/tool 4755 1000:100 \"run\", 2 names".to_owned(),
+            "link 777 -> /etc/passwd".to_owned(),
+            "long 755 folder".to_owned(),
+            format!("{long} 644 \"l\", 1 names"),
+            "pipe 600 fifo".to_owned(),
+        ]
+    );
+    let mut value = [0; 64];
+    let length = lgetxattr(layer.join("cap"), "user.note", &mut value).unwrap();
+    assert_eq!(&value[..length], b"a\nb=c");
+    let length = lgetxattr(layer.join("cap"), "security.capability", &mut value).unwrap();
+    assert_eq!(&value[..length], capability);
+    let mtime = |name: &str| {
+        let stat = fs::symlink_metadata(layer.join(name)).unwrap();
+        (stat.mtime(), stat.mtime_nsec())
+    };
+    assert_eq!(mtime("cap"), (1_600_000_000, 500_000_000));
+    assert_eq!(
+        [mtime("home"), mtime("link"), mtime("pipe"), mtime("")],
+        [(1_700_000_000, 0); 4]
+    );
+}
+
+#[test]
+fn whiteouts_hide_lower_layers_only_whatever_the_order() {
+    let tar = Tar::default()
+        .folder("etc", 0o755)
+        .file("etc/.wh.gone", b"")
+        .file("etc/kept", b"k")
+        .file("etc/.wh.kept", b"")
+        .folder("etc/folder", 0o700)
+        .file("etc/folder/in", b"i")
+        .file("etc/.wh.folder", b"")
+        .file("etc/.wh.back", b"")
+        .folder("etc/back", 0o711)
+        .file("etc/.wh.implied", b"")
+        .file("etc/implied/file", b"f")
+        .file("etc/.wh..wh.plnk", b"")
+        .folder("var", 0o755)
+        .file("var/.wh..wh..opq", b"")
+        .file("var/new", b"n")
+        .file(".wh.lib", b"")
+        .symlink("lib", "usr/lib");
+    let folder = tempfile::tempdir().unwrap();
+    let lowers = stack(folder.path(), vec![tar]).unwrap();
+    assert_eq!(
+        listing(&lowers[0]),
+        [
+            "etc 755 folder",
+            "etc/back 711 folder, opaque",
+            "etc/folder 700 folder, opaque",
+            "etc/folder/in 644 \"i\", 1 names",
+            "etc/gone 0 character device 0",
+            "etc/implied 755 folder, opaque",
+            "etc/implied/file 644 \"f\", 1 names",
+            "etc/kept 644 \"k\", 1 names",
+            "lib 777 -> usr/lib",
+            "var 755 folder, opaque",
+            "var/new 644 \"n\", 1 names",
+        ]
+    );
+}
+
+#[test]
+fn a_later_entry_replaces_an_earlier_one_of_any_kind() {
+    let tar = Tar::default()
+        .folder("a", 0o755)
+        .file("a/b", b"1")
+        .file("a/c", b"2")
+        .file("a", b"now a file")
+        .symlink("s", "elsewhere")
+        .folder("s", 0o700)
+        .file("s/x", b"3")
+        .symlink("s", "a")
+        .file("f", b"4")
+        .folder("f", 0o755)
+        .folder("kept", 0o755)
+        .file("kept/in", b"5")
+        .folder("kept", 0o711)
+        .file("twice", b"old")
+        .link("other", "twice")
+        .file("twice", b"new");
+    let folder = tempfile::tempdir().unwrap();
+    let lowers = stack(folder.path(), vec![tar]).unwrap();
+    assert_eq!(
+        listing(&lowers[0]),
+        [
+            "a 644 \"now a file\", 1 names",
+            "f 755 folder",
+            "kept 711 folder",
+            "kept/in 644 \"5\", 1 names",
+            "other 644 \"old\", 1 names",
+            "s 777 -> a",
+            "twice 644 \"new\", 1 names",
+        ]
+    );
+}
+
+#[test]
+fn links_lead_where_they_would_within_the_root_and_never_outside() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().to_str().unwrap();
+    let inside = target.trim_start_matches('/');
+    let tar = Tar::default()
+        .symlink("absolute", target)
+        .file("absolute/file", b"1")
+        .symlink("up", "../../../../../../..")
+        .file("up/file", b"2")
+        .symlink("lib", "usr/lib")
+        .folder("lib/modules", 0o700)
+        .file("dots/../plain", b"3");
+    let folder = tempfile::tempdir().unwrap();
+    let lowers = stack(folder.path(), vec![tar]).unwrap();
+    let read = |path: &str| fs::read(lowers[0].join(path)).unwrap();
+    assert_eq!(read(&format!("{inside}/file")), b"1");
+    assert_eq!(
+        (read("file"), read("plain")),
+        (b"2".to_vec(), b"3".to_vec())
+    );
+    assert!(lowers[0].join("usr/lib/modules").is_dir());
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn entries_that_leave_the_root_or_make_no_sense_are_the_authors_fault_and_leave_nothing() {
+    let deep = "x/".repeat(2100);
+    for (tar, why) in [
+        (Tar::default().file("../x", b""), "it leaves the root"),
+        (Tar::default().file("a/../../x", b""), "it leaves the root"),
+        (
+            Tar::default().link("x", "../../etc/passwd"),
+            "it leaves the root",
+        ),
+        (
+            Tar::default().file("x", b"").file("x/y", b""),
+            "a part of its path is no folder",
+        ),
+        (
+            Tar::default().symlink("x", "x").file("x/y", b""),
+            "its path has too many symbolic links",
+        ),
+        (
+            Tar::default().folder("d", 0o755).link("x", "d"),
+            "its target is a folder",
+        ),
+        (Tar::default().file("d/.wh...", b""), "it hides no name"),
+        (
+            Tar::default().symlink("/", "x"),
+            "only a folder can be the root",
+        ),
+        (
+            Tar::default()
+                .pax(&[("path", deep.as_bytes())])
+                .file("x", b""),
+            "its path is longer than 4096 bytes",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let error = unpack(folder.path(), "layer", &tar.gzip()).unwrap_err();
+        assert!(
+            matches!(&error, UnpackError::Entry { why: got, .. } if *got == why),
+            "{error:?}, not {why}"
+        );
+        assert_eq!(error.class(), Class::CONTENT);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{why}");
+    }
+}
+
+#[test]
+fn an_archive_that_is_broken_or_unsupported_says_so_and_leaves_nothing() {
+    let whole = Tar::default().file("file", &vec![7; 100_000]).gzip();
+    let cut = whole[..whole.len() - 20].to_vec();
+    let mut spoiled = Tar::default().file("file", b"content").0;
+    spoiled[0] = b'F';
+    let huge = Tar::default().raw(
+        EntryType::XHeader,
+        b"pax",
+        b"",
+        0,
+        (0, 0),
+        &vec![b'x'; (1 << 20) + 1],
+    );
+    let pax = |records: &[(&str, &[u8])]| Tar::default().pax(records).file("x", b"").gzip();
+    for (blob, class, message) in [
+        (cut, Class::Transient, "read the layer"),
+        (
+            spoiled,
+            Class::CONTENT,
+            "malformed tar: checksum of a header is wrong",
+        ),
+        (
+            huge.gzip(),
+            Class::CONTENT,
+            "malformed tar: an extended header is larger than 1 MiB",
+        ),
+        (
+            pax(&[("GNU.sparse.major", b"1")]),
+            Class::CONTENT,
+            "malformed tar: sparse files aren't supported",
+        ),
+        (
+            pax(&[("uid", b"4294967295")]),
+            Class::CONTENT,
+            "malformed tar: owner is out of range",
+        ),
+        (
+            b"\x28\xb5\x2f\xfd....".to_vec(),
+            Class::CONTENT,
+            "zstd, which isn't supported yet",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let error = unpack(folder.path(), "layer", &blob).unwrap_err();
+        let chain = crate::error::chain(&error);
+        assert!(chain.contains(message), "{chain}, not {message}");
+        assert_eq!(error.class(), class, "{chain}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{message}");
+    }
+}
+
+#[test]
+fn a_layer_with_another_digest_gets_no_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut blob = Tar::default().file("file", b"content").gzip();
+    let digest = Digest::of(&blob);
+    // Behind the compressed stream, where inflating doesn't look.
+    blob.extend_from_slice(&[0; 16]);
+    let error = unpack_layer(
+        &blob[..],
+        digest,
+        &folder.path().join("layer"),
+        MARKS,
+        DEFAULT_LIMITS,
+    )
+    .unwrap_err();
+    assert!(error.class() != Class::INTERNAL, "{error:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_layer_larger_than_its_limits_is_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let blob = Tar::default()
+        .file("one", &[0; 600])
+        .file("two", &[0; 600])
+        .gzip();
+    for (limits, unit) in [
+        (
+            Limits {
+                bytes: 1000,
+                entries: 10,
+            },
+            "bytes",
+        ),
+        (
+            Limits {
+                bytes: 10_000,
+                entries: 1,
+            },
+            "entries",
+        ),
+    ] {
+        let error = unpack_layer(
+            &blob[..],
+            Digest::of(&blob),
+            &folder.path().join("l"),
+            MARKS,
+            limits,
+        )
+        .unwrap_err();
+        assert!(
+            matches!(error, UnpackError::TooLarge { unit: got, .. } if got == unit),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_tar_brings_no_marks_of_overlayfs_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = Tar::default()
+        .pax(&[
+            ("SCHILY.xattr.user.overlay.opaque", b"y"),
+            ("SCHILY.xattr.user.overlay.redirect", b"/etc"),
+        ])
+        .folder("d", 0o755);
+    let lowers = stack(folder.path(), vec![tar]).unwrap();
+    assert_eq!(listing(&lowers[0]), ["d 755 folder"]);
+}
+
+#[test]
+fn implied_folders_and_links_take_after_the_layers_below() {
+    if !is_root("implied_folders_and_links_take_after_the_layers_below") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let base = Tar::default()
+        .folder("./", 0o711)
+        .raw(EntryType::Directory, b"srv", b"", 0o1770, (7, 8), b"")
+        .raw(EntryType::Directory, b"srv/data", b"", 0o750, (9, 9), b"")
+        .raw(
+            EntryType::Regular,
+            b"srv/data/big",
+            b"",
+            0o4711,
+            (5, 6),
+            b"big",
+        )
+        .folder("old", 0o700)
+        .file("old/gone", b"g");
+    let middle = Tar::default().file(".wh.old", b"");
+    let top = Tar::default()
+        .file("srv/new", b"n")
+        .link("bin/big", "srv/data/big")
+        .link("bin/again", "bin/big")
+        .file("old/fresh", b"f");
+    let lowers = stack(folder.path(), vec![base, middle, top]).unwrap();
+    assert_eq!(
+        listing(&lowers[0]),
+        [
+            "bin 755 folder",
+            "bin/again 4711 5:6 \"big\", 3 names",
+            "bin/big 4711 5:6 \"big\", 3 names",
+            "old 755 folder",
+            "old/fresh 644 \"f\", 1 names",
+            "srv 1770 7:8 folder",
+            "srv/data 750 9:9 folder",
+            "srv/data/big 4711 5:6 \"big\", 3 names",
+            "srv/new 644 \"n\", 1 names",
+        ]
+    );
+    assert_eq!(fs::metadata(&lowers[0]).unwrap().mode() & 0o7777, 0o711);
+    assert_eq!(
+        fs::metadata(lowers[0].join("srv")).unwrap().mtime(),
+        1_700_000_000
+    );
+
+    for (tar, why) in [
+        (
+            Tar::default().link("x", "old/gone"),
+            "the target of this hard link doesn't exist",
+        ),
+        (
+            Tar::default().link("x", "nowhere"),
+            "the target of this hard link doesn't exist",
+        ),
+        (
+            Tar::default().link("x", "srv"),
+            "the target of this hard link is no file in a lower layer",
+        ),
+    ] {
+        let layer = unpack(folder.path(), why, &tar.gzip()).unwrap();
+        let error = layer.settle(&lowers[1..]).unwrap_err();
+        assert!(
+            matches!(&error, UnpackError::Entry { why: got, .. } if *got == why),
+            "{error:?}"
+        );
+        fs::remove_dir_all(folder.path().join(why)).unwrap();
+    }
+}
