@@ -4,7 +4,7 @@
 //! an image. Only stages that the target needs are in the [`BuildGraph`], in file order, which is a
 //! build order since a stage can use earlier ones only.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::words::{self, WordError};
@@ -363,7 +363,7 @@ impl Planner<'_> {
         for line in &self.file.global_args {
             for declaration in &line.value {
                 let value = arg_value(declaration, &self.scope, |default| {
-                    self.expand(&line.location, default, &self.scope.globals)
+                    self.expand(&line.location, default)
                 })?;
                 if let Some(value) = value {
                     self.scope.globals.insert(declaration.name.clone(), value);
@@ -387,7 +387,7 @@ impl Planner<'_> {
 
     fn stage(&mut self, index: usize) -> Result<PlannedStage, PlanError> {
         let stage = &self.file.stages[index];
-        let written = self.expand(&stage.location, &stage.base, &self.scope.globals)?;
+        let written = self.expand_from(&stage.location, &stage.base)?;
         if written.is_empty() {
             return Err(PlanError::Blank {
                 place: self.place(&stage.location),
@@ -428,11 +428,15 @@ impl Planner<'_> {
         }
     }
 
-    fn platform(&self, stage: &Stage) -> Result<Option<Platform>, PlanError> {
+    fn platform(&mut self, stage: &Stage) -> Result<Option<Platform>, PlanError> {
         let Some(word) = &stage.platform else {
             return Ok(None);
         };
-        let value = self.expand(&stage.location, word, &self.scope.globals)?;
+        let value = self.expand_from(&stage.location, word)?;
+        // a variable that says nothing leaves the build's own platform
+        if value.is_empty() {
+            return Ok(None);
+        }
         match Platform::parse(&value) {
             Some(platform) => Ok(Some(platform)),
             None => Err(PlanError::Platform {
@@ -586,14 +590,39 @@ impl Planner<'_> {
             .rposition(|stage| stage.name.as_ref() == Some(&name))
     }
 
-    fn expand(
-        &self,
-        location: &Location,
-        word: &Word,
-        variables: &BTreeMap<String, String>,
-    ) -> Result<String, PlanError> {
+    /// A word of a FROM line; a variable that no global ARG declares gets a warning.
+    fn expand_from(&mut self, location: &Location, word: &Word) -> Result<String, PlanError> {
+        let undeclared = RefCell::new(BTreeSet::new());
+        let declared = |name: &str| {
+            let mut names = self.file.global_args.iter().flat_map(|line| &line.value);
+            names.any(|declaration| declaration.name == name)
+        };
+        let lookup = |name: &str| {
+            let value = self.scope.globals.get(name).cloned();
+            if value.is_none() && !declared(name) {
+                undeclared.borrow_mut().insert(name.to_owned());
+            }
+            value
+        };
+        let place = self.place(location);
+        let value = words::expand(word, self.scope.escape, &lookup).map_err(|source| {
+            PlanError::Expand {
+                place: place.clone(),
+                word: word.0.clone(),
+                source,
+            }
+        })?;
+        let names = undeclared.into_inner().into_iter();
+        self.warnings.extend(
+            names.map(|name| format!("{place}: no ARG before the first FROM declares {name}")),
+        );
+        Ok(value)
+    }
+
+    /// A word of a global ARG.
+    fn expand(&self, location: &Location, word: &Word) -> Result<String, PlanError> {
         words::expand(word, self.scope.escape, &|name| {
-            variables.get(name).cloned()
+            self.scope.globals.get(name).cloned()
         })
         .map_err(|source| PlanError::Expand {
             place: self.place(location),

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -289,5 +290,26 @@ fn what_makes_no_sense_is_refused() {
         "EXPOSE $none",
     ] {
         assert!(applied(good, scope(&[], &[])).is_ok(), "{good}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_instruction_panics_and_path_and_workdir_stay_whole(
+        text in "((ENV|ARG|LABEL|WORKDIR|USER|EXPOSE|VOLUME|STOPSIGNAL|CMD|ENTRYPOINT|RUN|SHELL|ONBUILD USER|HEALTHCHECK CMD) ([a-z0-9/.:=-]|\\$\\{?a|\\}|\"|'|\\[|\\]| |é|<<A){1,12}\n){1,6}",
+    ) {
+        let Ok(file) = parse(&format!("FROM scratch\n{text}"), "f") else { return Ok(()) };
+        let mut state = StageState::scratch("amd64", "linux", scope(&[], &[]));
+        for instruction in &file.stages[0].instructions {
+            // what can't be applied is refused, and leaves a state that still makes sense
+            let _ = state.apply(&instruction.value);
+            prop_assert!(state.workdir().starts_with('/'));
+            prop_assert!(state.workdir() == "/" || !state.workdir().ends_with('/'));
+            let names: Vec<_> = state.run_environment().into_iter().map(|(name, _)| name).collect();
+            prop_assert!(names.contains(&"PATH".to_owned()));
+            let unique: std::collections::BTreeSet<_> = names.iter().collect();
+            prop_assert_eq!(unique.len(), names.len());
+            prop_assert!(!state.shell().is_empty());
+        }
     }
 }

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::super::parse::parse;
 use super::*;
 
@@ -160,6 +162,43 @@ fn scratch_and_platforms_are_understood() {
         graph.stages[1].sources,
         [[Source::Stage(0)], [Source::Empty]]
     );
+}
+
+#[test]
+fn a_variable_of_from_that_nothing_declares_gets_a_warning() {
+    let text = "ARG A\nFROM --platform=$BULIDPLATFORM x${TAG:+:$TAG}$A$TARGETVARIANT\n";
+    let graph = planned(text, &options()).unwrap();
+    assert_eq!(graph.stages[0].base, image("x"));
+    assert_eq!(graph.stages[0].platform, None);
+    assert_eq!(
+        graph.warnings,
+        [
+            "Containerfile, line 2: no ARG before the first FROM declares TAG",
+            "Containerfile, line 2: no ARG before the first FROM declares BULIDPLATFORM",
+        ]
+    );
+}
+
+proptest! {
+    #[test]
+    fn every_plan_uses_earlier_stages_only_and_ends_with_its_target(
+        text in "(FROM (a|x|0|scratch|\\$V)( AS (x|y|z))?\n|ARG V=(a|b)\n|ENV V=\\$V\n|COPY --from=(x|y|z|0|1|img|\\$V) a b\n|RUN --mount=from=(x|y),target=/t true\n){1,12}",
+        target in proptest::option::of("[xyz0-9]"),
+    ) {
+        let file = parse(&format!("FROM a AS x\n{text}"), "f").unwrap();
+        let options = PlanOptions { target, ..options() };
+        let Ok(graph) = plan(&file, &options) else { return Ok(()) };
+        prop_assert_eq!(graph.target + 1, graph.stages.len());
+        let mut needed = BTreeSet::from([graph.target]);
+        for (position, stage) in graph.stages.iter().enumerate().rev() {
+            prop_assert!(needed.contains(&position), "{} is not needed", stage.name);
+            prop_assert_eq!(stage.sources.len(), file.stages[stage.index].instructions.len());
+            for used in used_by(stage) {
+                prop_assert!(used < position);
+                needed.insert(used);
+            }
+        }
+    }
 }
 
 #[test]

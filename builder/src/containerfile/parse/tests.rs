@@ -342,4 +342,12 @@ proptest! {
             Err(error) => prop_assert!(error.line <= lines.max(error.line.min(1))),
         }
     }
+
+    #[test]
+    fn not_even_arbitrary_text_panics(text in any::<String>()) {
+        let _ = parse(&text, "f");
+        let _ = parse(&format!("FROM a\nRUN {text}"), "f");
+        let _ = parse(&format!("FROM a\nHEALTHCHECK --interval={text} CMD x\nCOPY --{text}"), "f");
+        let _ = parse(&format!("FROM a\nRUN --mount={text} x"), "f");
+    }
 }
