@@ -267,3 +267,84 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, Root) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        fs::create_dir_all(path.join("srv/data")).unwrap();
+        fs::write(path.join("srv/file"), "inside").unwrap();
+        for (link, target) in [
+            ("absolute", "/srv"),
+            ("up", "../../../../srv"),
+            ("chain", "absolute/data"),
+            ("dangling", "/srv/new/deep"),
+            ("loop", "loop"),
+            ("passwd", "/etc/passwd"),
+        ] {
+            symlink(target, path.join(link)).unwrap();
+        }
+        let root = Root::open(path).unwrap();
+        (directory, root)
+    }
+
+    #[test]
+    fn links_and_parents_stay_inside_the_root() {
+        let (_directory, root) = root();
+        for (path, expected) in [
+            ("/", ""),
+            ("/srv/file", "srv/file"),
+            ("absolute/file", "srv/file"),
+            ("up/file", "srv/file"),
+            ("chain/../file", "srv/file"),
+            ("/../../srv", "srv"),
+            ("dangling", "srv/new/deep"),
+            ("none/at/all", "none/at/all"),
+        ] {
+            assert_eq!(
+                root.canonical(Path::new(path)).unwrap(),
+                Path::new(expected),
+                "{path}"
+            );
+        }
+        assert!(root.canonical(Path::new("loop")).is_err());
+        assert!(root.canonical(Path::new("srv/file/below")).is_err());
+        assert_eq!(
+            root.canonical_parent(Path::new("absolute/../up")).unwrap(),
+            Path::new("up")
+        );
+        assert_eq!(root.read(Path::new("passwd")).unwrap(), None);
+        assert_eq!(root.read(Path::new("up/file")).unwrap().unwrap(), b"inside");
+    }
+
+    #[test]
+    fn missing_directories_are_made_where_links_lead() {
+        let (directory, root) = root();
+        let (uid, gid) = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let made = root
+            .create_directories(Path::new("/dangling/x"), (uid, gid))
+            .unwrap();
+        assert_eq!(
+            made,
+            ["srv/new", "srv/new/deep", "srv/new/deep/x"].map(PathBuf::from)
+        );
+        assert!(directory.path().join("srv/new/deep/x").is_dir());
+        assert_eq!(
+            root.create_directories(Path::new("/srv/new"), (uid, gid))
+                .unwrap(),
+            Vec::<PathBuf>::new()
+        );
+        assert!(
+            root.create_directories(Path::new("/srv/file/x"), (uid, gid))
+                .is_err()
+        );
+    }
+}

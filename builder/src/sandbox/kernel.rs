@@ -37,14 +37,27 @@ pub(super) fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Makes the mount at `path` and all below it read-only, keeping every other flag (which a remount would have to know).
+/// What a mount keeps from those who use it, whatever the files say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Restriction {
+    /// Nothing can be written.
+    ReadOnly,
+    /// Device nodes don't lead to devices: a step may make them, but not open them.
+    NoDevices,
+}
+
+/// Restricts the mount at `path` and all below it, keeping every other flag (which a remount would have to know).
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn make_read_only(path: &Path) -> io::Result<()> {
+pub(super) fn restrict(path: &Path, restriction: Restriction) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let attr_set = match restriction {
+        Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
+        Restriction::NoDevices => libc::MOUNT_ATTR_NODEV,
+    };
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_set,
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,

@@ -6,15 +6,17 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{
-    DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt, chown, symlink,
+    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink,
 };
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
 
+use super::kernel::{Restriction, restrict};
 use super::step::{Doing, Failed, HOST_NAME, StepOrder};
-use super::{Access, MountSpec, StepMount, kernel};
+use super::{Access, MountSpec, StepMount};
+use crate::copy::{CopyRequest, copy};
 use crate::overlay::{Overlay, XattrPrefix};
 use crate::root::Root;
 
@@ -48,14 +50,17 @@ pub(super) fn build(order: &StepOrder) -> Result<(), Failed> {
     let root = &order.root;
     // pivot_root wants a mount point, and one that is nobody else's.
     mount_bind_recursive(root, root).doing(|| "bind the root".to_owned())?;
+    // With real root a node made by a step would otherwise be the machine's own disk.
+    restrict(root, Restriction::NoDevices).doing(|| "forbid devices".to_owned())?;
     let inside = Root::open(root)
         .map_err(io::Error::other)
         .doing(|| "open the root".to_owned())?;
     mount_proc(&root.join("proc"))?;
     mount_devices(&root.join("dev"))?;
     mount_bind_recursive("/sys", root.join("sys")).doing(|| "bind /sys".to_owned())?;
-    kernel::make_read_only(&root.join("sys")).doing(|| "make /sys read-only".to_owned())?;
-    restrict(root)?;
+    restrict(&root.join("sys"), Restriction::ReadOnly)
+        .doing(|| "make /sys read-only".to_owned())?;
+    hide(root)?;
 
     let own = order.scratch.join("files");
     fs::create_dir(&own).doing(|| "make a folder for files".to_owned())?;
@@ -185,12 +190,12 @@ fn mount_devices(dev: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-fn restrict(root: &Path) -> Result<(), Failed> {
+fn hide(root: &Path) -> Result<(), Failed> {
     for path in READ_ONLY {
         let target = root.join(path);
         if target.exists() {
             mount_bind_recursive(&target, &target).doing(|| format!("bind /{path}"))?;
-            kernel::make_read_only(&target).doing(|| format!("make /{path} read-only"))?;
+            restrict(&target, Restriction::ReadOnly).doing(|| format!("make /{path} read-only"))?;
         }
     }
     for path in MASKED {
@@ -274,8 +279,9 @@ fn mount_point(inside: &Root, target: &Path, directory: bool) -> Result<PathBuf,
 fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), Failed> {
     let doing = || format!("bind {}", target.display());
     mount_bind_recursive(source, target).doing(doing)?;
+    restrict(target, Restriction::NoDevices).doing(doing)?;
     if read_only {
-        kernel::make_read_only(target).doing(doing)
+        restrict(target, Restriction::ReadOnly).doing(doing)
     } else {
         Ok(())
     }
@@ -331,10 +337,38 @@ fn throwaway(source: &Path, directory: bool, scratch: &Path) -> io::Result<PathB
         return Ok(scratch.to_owned());
     }
     let xattrs = XattrPrefix::of_this_process().map_err(io::Error::other)?;
-    let overlay =
-        Overlay::mount(&[source.to_owned()], scratch, xattrs).map_err(io::Error::other)?;
-    let merged = overlay.merged().to_owned();
-    // It ends with this mount namespace.
-    std::mem::forget(overlay);
-    Ok(merged)
+    // An overlay would show the folders below other mounts, and can't be made over an overlay of an overlay.
+    if !has_mounts_below(source)?
+        && let Ok(overlay) = Overlay::mount(&[source.to_owned()], scratch, xattrs)
+    {
+        let merged = overlay.merged().to_owned();
+        // It ends with this mount namespace.
+        std::mem::forget(overlay);
+        return Ok(merged);
+    }
+    let copied = scratch.join("copy");
+    fs::create_dir_all(&copied)?;
+    let everything = CopyRequest {
+        sources: vec![".".to_owned()],
+        destination: "/".to_owned(),
+        ..CopyRequest::default()
+    };
+    let roots = Root::open(source)
+        .and_then(|from| Ok((from, Root::open(&copied)?)))
+        .map_err(io::Error::other)?;
+    copy(&everything, &roots.0, None, &roots.1).map_err(io::Error::other)?;
+    let attributes = fs::metadata(source)?;
+    chown(&copied, Some(attributes.uid()), Some(attributes.gid()))?;
+    fs::set_permissions(&copied, attributes.permissions())?;
+    Ok(copied)
+}
+
+/// True if something is mounted somewhere below `directory`.
+fn has_mounts_below(directory: &Path) -> io::Result<bool> {
+    let directory = fs::canonicalize(directory)?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    // The kernel writes blanks as \040; such a point merely costs a copy less.
+    Ok(points
+        .any(|point| Path::new(point).starts_with(&directory) && Path::new(point) != directory))
 }

@@ -27,6 +27,9 @@ pub enum RunError {
     /// A user, or a path in the root.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// It must exist before the step.
+    #[error("the working directory {0} is no directory")]
+    NoWorkdir(PathBuf),
     /// The program can't be executed.
     #[error("run {program:?}")]
     Program {
@@ -59,7 +62,7 @@ pub enum RunError {
 impl Classify for RunError {
     fn class(&self) -> Class {
         match self {
-            Self::NoCommand | Self::Program { .. } => Class::CONTENT,
+            Self::NoCommand | Self::NoWorkdir(_) | Self::Program { .. } => Class::CONTENT,
             Self::Root(error) => error.class(),
             Self::Prepare { .. } | Self::Helper { .. } => Class::INTERNAL,
             // The kernel's out-of-memory killer, or an eviction.
@@ -83,6 +86,10 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
     };
     let root = Root::open(spec.root)?;
     let user = root.user(spec.user)?;
+    let workdir = PathBuf::from(spec.workdir);
+    if root.file_type(&root.canonical(&workdir)?)? != Some(rustix::fs::FileType::Directory) {
+        return Err(RunError::NoWorkdir(workdir));
+    }
     let mut environment = spec.env.clone();
     if !environment.iter().any(|(name, _)| name == "HOME") {
         environment.push(("HOME".to_owned(), user.home.clone()));
@@ -97,7 +104,7 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
         scratch: scratch.path().to_owned(),
         argv: spec.argv.clone(),
         environment,
-        workdir: PathBuf::from(spec.workdir),
+        workdir,
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,

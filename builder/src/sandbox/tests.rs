@@ -67,7 +67,7 @@ fn stage() -> Stage {
         fs::create_dir_all(base.join(directory)).unwrap();
     }
     fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
-    let tools = "sh cat ls id mkdir rm touch echo env sleep stat hostname test mount umount ps kill sync head wc grep setsid ip chown chmod tr dd readlink";
+    let tools = "sh cat ls id mkdir rm touch echo env sleep stat hostname test mount umount ps kill sync head wc grep setsid ip chown chmod tr dd readlink mknod";
     for tool in tools.split(' ') {
         symlink("busybox", base.join("bin").join(tool)).unwrap();
     }
@@ -220,6 +220,15 @@ fn a_step_has_the_container_default_capabilities_and_no_more() {
         go(&spec).1,
         ["CapPrm:\t0000000000000000", "CapEff:\t0000000000000000"]
     );
+    // The node can be made with real root only, and leads nowhere.
+    let refusal = match XattrPrefix::of_this_process().unwrap() {
+        XattrPrefix::Trusted => "cat: can't open '/data/null': Permission denied",
+        XattrPrefix::User => "mknod: /data/null: Operation not permitted",
+    };
+    assert_eq!(
+        go(&stage.spec("mknod /data/null c 1 3 && cat /data/null")),
+        (ExitStatus::Exited(1), vec![refusal.to_owned()])
+    );
     assert_ne!(
         go(&stage.spec("mount -t tmpfs none /data 2>&1")).0,
         ExitStatus::Exited(0)
@@ -256,6 +265,12 @@ fn the_end_of_a_step_is_told_exactly() {
     let stage = stage();
     assert_eq!(go(&stage.spec("exit 3")).0, ExitStatus::Exited(3));
     assert_eq!(go(&stage.spec("kill -TERM $$")).0, ExitStatus::Signaled(15));
+    let mut spec = stage.spec("true");
+    spec.workdir = "/none";
+    assert_eq!(
+        run(&spec, &mut |_| {}).unwrap_err().to_string(),
+        "the working directory /none is no directory"
+    );
     let mut spec = stage.spec("echo before; sleep 100");
     spec.timeout = Some(Duration::from_millis(300));
     assert_eq!(go(&spec), (ExitStatus::TimedOut, vec!["before".to_owned()]));
@@ -344,6 +359,51 @@ fn mounts_show_what_they_should_and_vanish() {
     assert_eq!(fs::read_to_string(outside.join("file")).unwrap(), "outside");
     assert_eq!(fs::read_to_string(outside.join("new")).unwrap(), "new\n");
     assert_eq!(stage.changes(), ["etc", "run"]);
+}
+
+fn a_writable_bind_may_be_an_overlay_of_an_overlay_or_hold_mounts() {
+    let (lowest, stage) = (stage(), stage());
+    let middle = Overlay::mount(
+        &[lowest.overlay.merged().to_owned()],
+        &lowest.scratch.path().join("middle"),
+        XattrPrefix::of_this_process().unwrap(),
+    )
+    .unwrap();
+    let with_mount = stage.scratch.path().join("with-mount");
+    fs::create_dir_all(with_mount.join("point")).unwrap();
+    fs::write(stage.scratch.path().join("mounted"), "mounted").unwrap();
+    fs::write(with_mount.join("file"), "").unwrap();
+    rustix::mount::mount_bind(
+        stage.scratch.path().join("mounted"),
+        with_mount.join("file"),
+    )
+    .unwrap();
+    let mut spec = stage.spec("cat /a/etc/group | grep -c wheel; rm /a/etc/group && echo removed; cat /b/file; echo x > /b/file");
+    let bind = |target: &str, source: &Path| MountSpec {
+        target: PathBuf::from(target),
+        kind: StepMount::Bind {
+            source: source.to_owned(),
+            access: Access::Discard,
+        },
+    };
+    spec.mounts = vec![bind("/a", middle.merged()), bind("/b", &with_mount)];
+    assert_eq!(
+        go(&spec),
+        (
+            ExitStatus::Exited(0),
+            ["1", "removed", "mounted"].map(str::to_owned).to_vec()
+        )
+    );
+    assert!(middle.merged().join("etc/group").exists());
+    assert_eq!(
+        fs::read_to_string(with_mount.join("file")).unwrap(),
+        "mounted"
+    );
+    rustix::mount::unmount(
+        with_mount.join("file"),
+        rustix::mount::UnmountFlags::empty(),
+    )
+    .unwrap();
 }
 
 fn without_a_network_there_is_loopback_only() {
@@ -446,7 +506,7 @@ fn signals_and_their_exit_status_pass_through_the_outer_process() {
     wait_for_sleepers("9873", 0);
 }
 
-const TESTS: [(&str, fn()); 11] = [
+const TESTS: [(&str, fn()); 12] = [
     (
         "changes",
         a_step_changes_only_its_upper_and_leaves_no_mount_point,
@@ -463,6 +523,10 @@ const TESTS: [(&str, fn()); 11] = [
     ("kill", everything_a_step_started_is_dead_when_it_ends),
     ("end", the_end_of_a_step_is_told_exactly),
     ("output", output_keeps_its_order_and_input_is_what_was_given),
+    (
+        "deep",
+        a_writable_bind_may_be_an_overlay_of_an_overlay_or_hold_mounts,
+    ),
     ("mounts", mounts_show_what_they_should_and_vanish),
     ("network", without_a_network_there_is_loopback_only),
     ("devices", devices_are_there_and_work),

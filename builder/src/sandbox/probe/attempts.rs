@@ -123,7 +123,7 @@ fn inside(tier: Tier, folder: &Path) -> io::Result<()> {
         Check::Sys,
         in_child(&|| {
             mount_bind_recursive("/sys", &point)?;
-            kernel::make_read_only(&point)
+            kernel::restrict(&point, kernel::Restriction::ReadOnly)
         }),
     );
     tell(tier, Check::Seccomp, in_child(&seccomp::install));
