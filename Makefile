@@ -25,7 +25,7 @@ images:          ## our two images, into REGISTRY with TAG, or else into the tes
 	@REGISTRY='$(REGISTRY)' TAG='$(TAG)' e2e/images
 
 install: up images ## Strata, as it is here, on the test cluster
-	@e2e/install
+	@KUBECONFIG= e2e/install
 
 scenario: install ## one file of e2e/tests on the test cluster: NAME=build
 	cargo test --locked -p strata-e2e --test $(NAME) --no-run

@@ -17,7 +17,7 @@ fn the_files_are_what_crdgen_prints() -> Result<(), Box<dyn std::error::Error>> 
             assert_eq!(
                 found,
                 wanted,
-                "{}: run `cargo crds -- --out deploy/crds`",
+                "{}: run `cargo crds --out deploy/crds`",
                 path.display()
             );
         }

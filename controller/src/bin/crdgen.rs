@@ -1,6 +1,6 @@
 //! Which CRDs follow from the API types?
 //!
-//! `cargo crds -- --out deploy/crds` writes one file per kind: ours into the folder, other controllers'
+//! `cargo crds --out deploy/crds` writes one file per kind: ours into the folder, other controllers'
 //! into `DIR-foreign`. Without `--out` everything is printed.
 
 use std::path::{Path, PathBuf};
