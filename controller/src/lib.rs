@@ -1,6 +1,7 @@
 //! Turns MachineOSConfigs into builds, digests and registry cleanup.
 
 pub mod api;
+pub mod backoff;
 #[cfg(test)]
 mod fixtures;
 pub mod inputs;
