@@ -9,4 +9,6 @@ pub mod job;
 pub mod phase;
 pub mod render;
 pub mod secrets;
+pub mod settings;
+pub mod telemetry;
 pub mod yaml;
