@@ -1,11 +1,13 @@
 //! Turns MachineOSConfigs into builds, digests and registry cleanup.
 
+pub mod admin;
 pub mod api;
 pub mod backoff;
 #[cfg(test)]
 mod fixtures;
 pub mod inputs;
 pub mod job;
+pub mod metrics;
 pub mod phase;
 pub mod render;
 pub mod secrets;

@@ -1,0 +1,446 @@
+//! What does this process count, and under which names?
+//!
+//! All names stand here. Ours begin with `strata_`; their labels are closed sets and never name an object. Those that
+//! begin with `ocl_` or `mco_` are the incumbent's, for its dashboards and alerts; their label `pool` is an object's
+//! name, so a pool's series go with it ([`Metrics::forget_pool`]). Counts of the incumbent that say nothing
+//! about an image here (Jobs, pushes, rollouts) are left out.
+
+mod process;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+use strata_builder::error::Class;
+
+use crate::phase::Phase;
+
+/// Which reconciler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Of MachineOSConfigs.
+    OsConfig,
+    /// Of MachineOSBuilds.
+    OsBuild,
+    /// Of images that outlive their build.
+    Ledger,
+}
+
+/// How a step of a plan ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// As planned.
+    Done,
+    /// With an error; the rest of the plan was left.
+    Failed,
+}
+
+/// How the deletion of an image ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Deletion {
+    /// The registry deleted it.
+    Deleted,
+    /// It wasn't there.
+    Absent,
+    /// It is in use and stays for now.
+    Retained,
+    /// The registry can't or won't; it stays for good.
+    Refused,
+    /// Another try follows.
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuleLabels {
+    kind: &'static str,
+    rule: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    kind: &'static str,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabels {
+    step: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepOutcomeLabels {
+    step: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolStateLabels {
+    pool: String,
+    state: &'static str,
+}
+
+/// The incumbent's states, in the order of a build's life.
+const STATES: [&str; 5] = ["pending", "building", "succeeded", "failed", "interrupted"];
+
+const fn state(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Initial | Phase::Prepared => "pending",
+        Phase::Building => "building",
+        Phase::Succeeded => "succeeded",
+        Phase::Failed => "failed",
+        Phase::Interrupted => "interrupted",
+    }
+}
+
+const fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::OsConfig => "os_config",
+        Kind::OsBuild => "os_build",
+        Kind::Ledger => "ledger",
+    }
+}
+
+const fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Transient => "transient",
+        Class::User(_) => "user",
+        Class::Permanent(_) => "permanent",
+    }
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// A pass reads caches and writes a few objects: from under a millisecond to a registry's timeout.
+fn pass_histogram() -> Histogram {
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    ])
+}
+
+/// A build takes from seconds on a warm node to the deadline; the incumbent's dashboards look at 60 to 3600.
+fn build_histogram() -> Histogram {
+    Histogram::new([
+        2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+        7200.0,
+    ])
+}
+
+/// All counts of the process. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    rules: Family<RuleLabels, Counter>,
+    pass_seconds: Histograms<KindLabels>,
+    errors: Family<ErrorLabels, Counter>,
+    steps: Family<StepOutcomeLabels, Counter>,
+    step_seconds: Histograms<StepLabels>,
+    leader: Gauge,
+    deletions: Family<OutcomeLabels, Counter>,
+    ledger_entries: Gauge,
+    build_state: Family<PoolStateLabels, Gauge>,
+    builds: Family<PoolStateLabels, Counter>,
+    build_seconds: Histograms<PoolStateLabels>,
+    build_start: Family<PoolLabels, Seconds>,
+    build_end: Family<PoolStateLabels, Seconds>,
+    active_builds: Family<PoolLabels, Gauge>,
+    os_configs: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Puts `metric` in the registry and gives it back.
+fn registered<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+impl Metrics {
+    /// Everything at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let r = &mut registry;
+        // the text form adds _total to a counter's name
+        let inner = Inner {
+            rules: registered(
+                r,
+                "strata_reconcile",
+                "Passes, by the rule that decided",
+                Family::default(),
+            ),
+            pass_seconds: registered(
+                r,
+                "strata_reconcile_duration_seconds",
+                "Time of a pass: observe, plan, apply",
+                Family::new_with_constructor(pass_histogram as fn() -> Histogram),
+            ),
+            errors: registered(
+                r,
+                "strata_reconcile_errors",
+                "Passes that ended with an error, by who can end it",
+                Family::default(),
+            ),
+            steps: registered(
+                r,
+                "strata_step",
+                "Steps of plans that were performed",
+                Family::default(),
+            ),
+            step_seconds: registered(
+                r,
+                "strata_step_duration_seconds",
+                "Time of a step, whatever its outcome",
+                Family::new_with_constructor(pass_histogram as fn() -> Histogram),
+            ),
+            leader: registered(
+                r,
+                "strata_leader",
+                "1 while this replica holds the Lease",
+                Gauge::default(),
+            ),
+            deletions: registered(
+                r,
+                "strata_image_deletions",
+                "Images that were to be removed from a registry",
+                Family::default(),
+            ),
+            ledger_entries: registered(
+                r,
+                "strata_ledger_entries",
+                "Images in use that are to be removed later",
+                Gauge::default(),
+            ),
+            build_state: registered(
+                r,
+                "ocl_build_state",
+                "1 for the state of the pool's newest build",
+                Family::default(),
+            ),
+            builds: registered(
+                r,
+                "ocl_build",
+                "Builds that ended, by how",
+                Family::default(),
+            ),
+            build_seconds: registered(
+                r,
+                "ocl_build_duration_seconds",
+                "From a MachineOSBuild's creation to its end",
+                Family::new_with_constructor(build_histogram as fn() -> Histogram),
+            ),
+            build_start: registered(
+                r,
+                "ocl_build_start_timestamp_seconds",
+                "When the pool's newest build was prepared",
+                Family::default(),
+            ),
+            build_end: registered(
+                r,
+                "ocl_build_end_timestamp_seconds",
+                "When the pool's newest build in this state ended",
+                Family::default(),
+            ),
+            active_builds: registered(
+                r,
+                "ocl_active_builds",
+                "Builds of the pool that have begun and not ended",
+                Family::default(),
+            ),
+            os_configs: registered(
+                r,
+                "mco_mosc_count",
+                "MachineOSConfigs in the cluster",
+                Gauge::default(),
+            ),
+            registry: {
+                registry.register_collector(Box::new(process::Process::new()));
+                registry
+            },
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// A pass whose plan `rule` made.
+    pub fn rule(&self, kind: Kind, rule: &'static str) {
+        let kind = kind_name(kind);
+        self.0.rules.get_or_create(&RuleLabels { kind, rule }).inc();
+    }
+
+    /// How long a pass took.
+    pub fn reconcile_seconds(&self, kind: Kind, elapsed: Duration) {
+        let kind = kind_name(kind);
+        self.0
+            .pass_seconds
+            .get_or_create(&KindLabels { kind })
+            .observe(elapsed.as_secs_f64());
+    }
+
+    /// A pass that ended with an error of this class.
+    pub fn reconcile_error(&self, kind: Kind, class: Class) {
+        let (kind, class) = (kind_name(kind), class_name(class));
+        self.0
+            .errors
+            .get_or_create(&ErrorLabels { kind, class })
+            .inc();
+    }
+
+    /// A step was performed or failed.
+    pub fn step(&self, step: &'static str, outcome: Outcome, elapsed: Duration) {
+        let outcome = match outcome {
+            Outcome::Done => "done",
+            Outcome::Failed => "failed",
+        };
+        self.0
+            .steps
+            .get_or_create(&StepOutcomeLabels { step, outcome })
+            .inc();
+        self.0
+            .step_seconds
+            .get_or_create(&StepLabels { step })
+            .observe(elapsed.as_secs_f64());
+    }
+
+    /// Whether this replica works.
+    pub fn leader(&self, leading: bool) {
+        self.0.leader.set(i64::from(leading));
+    }
+
+    /// An image was to be removed.
+    pub fn registry_delete(&self, outcome: Deletion) {
+        let outcome = match outcome {
+            Deletion::Deleted => "deleted",
+            Deletion::Absent => "absent",
+            Deletion::Retained => "retained",
+            Deletion::Refused => "refused",
+            Deletion::Failed => "failed",
+        };
+        self.0
+            .deletions
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
+    }
+
+    /// Images that wait for the end of their use.
+    pub fn ledger_entries(&self, count: i64) {
+        self.0.ledger_entries.set(count);
+    }
+
+    /// MachineOSConfigs in the cluster.
+    pub fn os_configs(&self, count: i64) {
+        self.0.os_configs.set(count);
+    }
+
+    /// A build of `pool` went over to `phase`, just now; `since_creation` is its age. To be called once per
+    /// transition, since it counts ends.
+    pub fn phase_entered(&self, pool: &str, phase: Phase, since_creation: Option<Duration>) {
+        self.phase_observed(pool, phase);
+        let now = jiff::Timestamp::now().as_duration().as_secs_f64();
+        if phase == Phase::Prepared {
+            self.0
+                .build_start
+                .get_or_create(&pool_labels(pool))
+                .set(now);
+        }
+        if phase.is_terminal() {
+            let labels = pool_state_labels(pool, state(phase));
+            self.0.builds.get_or_create(&labels).inc();
+            self.0.build_end.get_or_create(&labels).set(now);
+            if let Some(age) = since_creation {
+                self.0
+                    .build_seconds
+                    .get_or_create(&labels)
+                    .observe(age.as_secs_f64());
+            }
+        }
+    }
+
+    /// The newest build of `pool` is in `phase`, since whenever: only the state is set, as after a restart.
+    pub fn phase_observed(&self, pool: &str, phase: Phase) {
+        for known in STATES {
+            self.0
+                .build_state
+                .get_or_create(&pool_state_labels(pool, known))
+                .set(i64::from(known == state(phase)));
+        }
+        self.active_builds(pool, i64::from(!phase.is_terminal()));
+    }
+
+    /// Builds of `pool` that aren't terminal. [`Metrics::phase_entered`] can only say 1 or 0; with a newer build
+    /// that has begun before the older one ended, this says better.
+    pub fn active_builds(&self, pool: &str, count: i64) {
+        self.0
+            .active_builds
+            .get_or_create(&pool_labels(pool))
+            .set(count);
+    }
+
+    /// The pool is gone or has no MachineOSConfig any more: so have its series.
+    pub fn forget_pool(&self, pool: &str) {
+        let labels = pool_labels(pool);
+        self.0.build_start.remove(&labels);
+        self.0.active_builds.remove(&labels);
+        for state in STATES {
+            let labels = pool_state_labels(pool, state);
+            self.0.build_state.remove(&labels);
+            self.0.builds.remove(&labels);
+            self.0.build_seconds.remove(&labels);
+            self.0.build_end.remove(&labels);
+        }
+    }
+
+    /// Everything in the OpenMetrics text form.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.0.registry) {
+            // writing to a String doesn't fail
+            tracing::debug!(%error, "metrics cut short");
+        }
+        text
+    }
+}
+
+fn pool_labels(pool: &str) -> PoolLabels {
+    PoolLabels {
+        pool: pool.to_owned(),
+    }
+}
+
+fn pool_state_labels(pool: &str, state: &'static str) -> PoolStateLabels {
+    PoolStateLabels {
+        pool: pool.to_owned(),
+        state,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+use super::*;
+
+/// The samples of `metrics` whose name begins with one of ours, without buckets, times and what the process is.
+fn samples(metrics: &Metrics) -> Vec<String> {
+    metrics
+        .encode()
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter(|line| !line.contains("_bucket{") && !line.starts_with("process_"))
+        .map(|line| match line.split_once("_timestamp_seconds") {
+            Some((name, rest)) => {
+                let (labels, _time) = rest.rsplit_once(' ').unwrap();
+                format!("{name}_timestamp_seconds{labels} T")
+            }
+            None => line.to_owned(),
+        })
+        .collect()
+}
+
+#[test]
+fn a_new_process_counts_nothing() {
+    assert_eq!(
+        samples(&Metrics::default()),
+        [
+            "strata_leader 0",
+            "strata_ledger_entries 0",
+            "mco_mosc_count 0"
+        ]
+    );
+}
+
+#[test]
+fn every_count_has_its_name_its_labels_and_base_units() {
+    let metrics = Metrics::new();
+    metrics.rule(Kind::OsBuild, "start");
+    metrics.rule(Kind::OsBuild, "start");
+    metrics.reconcile_seconds(Kind::OsConfig, Duration::from_millis(250));
+    metrics.reconcile_error(Kind::Ledger, Class::RIGHTS);
+    metrics.step("create-job", Outcome::Done, Duration::from_millis(500));
+    metrics.step("create-job", Outcome::Failed, Duration::from_millis(500));
+    metrics.leader(true);
+    metrics.registry_delete(Deletion::Refused);
+    metrics.ledger_entries(3);
+    metrics.os_configs(7);
+    let mut found = samples(&metrics);
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            r#"mco_mosc_count 7"#,
+            r#"strata_image_deletions_total{outcome="refused"} 1"#,
+            r#"strata_leader 1"#,
+            r#"strata_ledger_entries 3"#,
+            r#"strata_reconcile_duration_seconds_count{kind="os_config"} 1"#,
+            r#"strata_reconcile_duration_seconds_sum{kind="os_config"} 0.25"#,
+            r#"strata_reconcile_errors_total{kind="ledger",class="user"} 1"#,
+            r#"strata_reconcile_total{kind="os_build",rule="start"} 2"#,
+            r#"strata_step_duration_seconds_count{step="create-job"} 2"#,
+            r#"strata_step_duration_seconds_sum{step="create-job"} 1.0"#,
+            r#"strata_step_total{step="create-job",outcome="done"} 1"#,
+            r#"strata_step_total{step="create-job",outcome="failed"} 1"#,
+        ]
+    );
+}
+
+#[test]
+fn a_builds_life_is_told_in_the_incumbents_names_and_ends_with_its_pool() {
+    let metrics = Metrics::new();
+    let ours = |metrics: &Metrics| {
+        let mut found: Vec<String> = samples(metrics)
+            .into_iter()
+            .filter(|line| line.starts_with("ocl_"))
+            .filter(|line| !line.starts_with("ocl_build_state") || line.ends_with(" 1"))
+            .collect();
+        found.sort_unstable();
+        found
+    };
+    metrics.phase_entered("worker", Phase::Prepared, Some(Duration::ZERO));
+    assert_eq!(
+        ours(&metrics),
+        [
+            r#"ocl_active_builds{pool="worker"} 1"#,
+            r#"ocl_build_start_timestamp_seconds{pool="worker"} T"#,
+            r#"ocl_build_state{pool="worker",state="pending"} 1"#,
+        ]
+    );
+    metrics.phase_entered("worker", Phase::Building, Some(Duration::from_secs(1)));
+    metrics.phase_entered("worker", Phase::Failed, Some(Duration::from_secs(4)));
+    assert_eq!(
+        ours(&metrics),
+        [
+            r#"ocl_active_builds{pool="worker"} 0"#,
+            r#"ocl_build_duration_seconds_count{pool="worker",state="failed"} 1"#,
+            r#"ocl_build_duration_seconds_sum{pool="worker",state="failed"} 4.0"#,
+            r#"ocl_build_end_timestamp_seconds{pool="worker",state="failed"} T"#,
+            r#"ocl_build_start_timestamp_seconds{pool="worker"} T"#,
+            r#"ocl_build_state{pool="worker",state="failed"} 1"#,
+            r#"ocl_build_total{pool="worker",state="failed"} 1"#,
+        ]
+    );
+    metrics.forget_pool("worker");
+    assert_eq!(ours(&metrics), [""; 0]);
+    assert!(!metrics.encode().contains("worker"));
+}
+
+#[test]
+fn a_state_seen_after_a_restart_counts_no_end() {
+    let metrics = Metrics::new();
+    metrics.phase_observed("infra", Phase::Failed);
+    let text = metrics.encode();
+    assert!(text.contains("ocl_build_state{pool=\"infra\",state=\"failed\"} 1\n"));
+    assert!(text.contains("ocl_build_state{pool=\"infra\",state=\"building\"} 0\n"));
+    assert!(!text.contains("ocl_build_total{"));
+}
+
+#[test]
+fn the_process_tells_its_memory_its_processor_time_and_its_start() {
+    let text = Metrics::new().encode();
+    for name in [
+        "process_start_time_seconds",
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+    ] {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        let value: f64 = line.split_once(' ').unwrap().1.parse().unwrap();
+        assert!(value >= 0.0, "{line}");
+    }
+}
