@@ -7,6 +7,7 @@ pub mod backoff;
 mod fixtures;
 pub mod inputs;
 pub mod job;
+pub mod lease;
 pub mod metrics;
 pub mod phase;
 pub mod render;
