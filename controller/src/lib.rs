@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod api;
 pub mod backoff;
+pub mod events;
 #[cfg(test)]
 mod fixtures;
 pub mod inputs;
