@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use strata_builder::layer::Compression;
+use strata_builder::layout::Location;
 use strata_builder::pipeline::{BaseRootfs, ContextSource};
-use strata_builder::reference::Reference;
+use strata_builder::reference::{InvalidReference, Reference};
 
 /// Builds an image from a Containerfile, without a daemon and without privileges, and pushes it.
 #[derive(Debug, Parser)]
@@ -69,15 +71,26 @@ pub struct Build {
     pub build_args: Vec<BuildArg>,
 
     /// Another source of files or stages: FROM, --from and from= find it by its name before stages and images [repeatable]
-    #[arg(long = "build-context", value_name = "NAME=DIR|REFERENCE")]
+    #[arg(
+        long = "build-context",
+        value_name = "NAME=DIR|oci:DIR[:TAG]|REFERENCE"
+    )]
     pub build_contexts: Vec<BuildContext>,
+
+    /// File, or variable of the environment, that RUN --mount=type=secret,id=ID shows to a step and that never reaches the image [repeatable]
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
+    pub secrets: Vec<SecretSource>,
+
+    /// Directory that keeps the files of RUN --mount=type=cache from build to build; by default they last as long as the build
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
 
     /// Label of the image beside those of the Containerfile [repeatable]
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub labels: Vec<Pair>,
 
-    /// Where the image goes
-    #[arg(long, value_name = "REFERENCE")]
+    /// Where the image goes: to a registry, or into an OCI image layout
+    #[arg(long, value_name = "REFERENCE|oci:DIR[:TAG]")]
     pub push: PushTarget,
 
     /// Credentials of registries, as `podman login` and `docker login` write them
@@ -89,12 +102,16 @@ pub struct Build {
     pub pull_authfile: Option<PathBuf>,
 
     /// Registry that speaks HTTP without TLS [repeatable]
-    #[arg(long = "plain-http", value_name = "HOST[:PORT]")]
+    #[arg(long = "plain-http", value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub plain_http: Vec<String>,
 
     /// PEM file with certificate authorities to trust beside the system's [repeatable]
     #[arg(long = "ca-bundle", value_name = "FILE")]
     pub ca_bundles: Vec<PathBuf>,
+
+    /// Give up a connection to a registry on which nothing comes for so long, and try again; 2m by default
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub idle_timeout: Option<Duration>,
 
     /// An image that is already unpacked, such as an image volume: its files are used as they are, while manifest and configuration come from the registry. Without REFERENCE it
     /// is the image that the target stage finally derives from [repeatable]
@@ -109,7 +126,7 @@ pub struct Build {
     #[arg(long, value_name = "auto|userns|root", default_value = "auto")]
     pub tier: String,
 
-    /// Layers of the image: one per stage
+    /// Layers of the image: one per stage, or one per instruction that changes files
     #[arg(long, value_enum, default_value = "stage")]
     pub layers: Layers,
 
@@ -120,6 +137,10 @@ pub struct Build {
     /// Time of the image in seconds since 1970; newer files get it, too. With it the same inputs give the same digest
     #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH")]
     pub source_date_epoch: Option<u64>,
+
+    /// Kill a step that takes longer than this, such as 90s, 30m or 2h, and all that it started
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub step_timeout: Option<Duration>,
 
     /// The build that this is an attempt of: an image of the same build that is already there is reported instead of built again
     #[arg(long, value_name = "UID")]
@@ -143,6 +164,8 @@ pub struct Build {
 pub enum Layers {
     /// One layer per stage.
     Stage,
+    /// One layer per instruction that changes files.
+    Step,
 }
 
 /// `--progress`.
@@ -216,11 +239,12 @@ impl FromStr for BuildContext {
         let Pair(name, value) = text
             .parse()
             .map_err(|_| "expected NAME=DIR or NAME=REFERENCE".to_owned())?;
-        if value.starts_with("oci:") || value.starts_with("oci-layout:") {
-            return Err(
-                "an OCI layout as a context is not in this version; push it to a registry"
-                    .to_owned(),
-            );
+        if let Some(layout) = layout(&value)? {
+            let Location::Layout { directory, tag } = layout else {
+                return Err(format!("{value:?} is no OCI image layout"));
+            };
+            let source = ContextSource::Layout(directory, tag);
+            return Ok(Self { name, source });
         }
         let source = if value == "." || value.starts_with(['/', '.']) {
             ContextSource::Directory(PathBuf::from(value))
@@ -237,30 +261,99 @@ impl FromStr for BuildContext {
     }
 }
 
+/// `oci:DIR[:TAG]`, or BuildKit's word for the same, `oci-layout://DIR[:TAG]`; none if the text is neither.
+fn layout(text: &str) -> Result<Option<Location>, String> {
+    let rest = text
+        .strip_prefix("oci-layout://")
+        .or_else(|| text.strip_prefix("oci:"));
+    match rest {
+        Some(rest) => format!("oci:{rest}")
+            .parse()
+            .map(Some)
+            .map_err(|error: InvalidReference| error.to_string()),
+        None => Ok(None),
+    }
+}
+
 /// `--push`.
 #[derive(Clone, Debug)]
-pub struct PushTarget(pub Reference);
+pub struct PushTarget(pub Location);
 
 impl FromStr for PushTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with("oci:") {
-            return Err(
-                "an OCI layout as a target is not in this version; give a registry's reference"
-                    .to_owned(),
-            );
+        if let Some(layout) = layout(text)? {
+            return Ok(Self(layout));
         }
         let reference: Reference = text
             .parse()
-            .map_err(|error: strata_builder::reference::InvalidReference| error.to_string())?;
+            .map_err(|error: InvalidReference| error.to_string())?;
         match reference.digest {
-            None => Ok(Self(reference)),
+            None => Ok(Self(Location::Registry(reference))),
             Some(_) => {
                 Err("an image is pushed to a tag; its digest is known only afterwards".to_owned())
             }
         }
     }
+}
+
+/// `--secret`: where its content comes from.
+#[derive(Clone, Debug)]
+pub struct SecretSource {
+    /// As mounts name it.
+    pub id: String,
+    /// A file, or else a variable.
+    pub file: Option<PathBuf>,
+    /// A variable of the environment.
+    pub variable: Option<String>,
+}
+
+impl FromStr for SecretSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut id, mut file, mut variable, mut kind) = (None, None, None, None);
+        for option in text.split(',') {
+            let (key, value) = option
+                .split_once('=')
+                .ok_or("expected id=ID,src=FILE or id=ID,env=NAME")?;
+            match key {
+                "id" => id = Some(value.to_owned()),
+                "src" | "source" => file = Some(PathBuf::from(value)),
+                "env" => variable = Some(value.to_owned()),
+                "type" if ["file", "env"].contains(&value) => kind = Some(value),
+                _ => {
+                    return Err(format!(
+                        "there is no option {option:?}: id, src and env are known"
+                    ));
+                }
+            }
+        }
+        let id = id.filter(|id| !id.is_empty()).ok_or("id= is missing")?;
+        // As Docker has it: with type=env, src names the variable.
+        if kind == Some("env") && variable.is_none() {
+            variable = file.take().map(|name| name.to_string_lossy().into_owned());
+        }
+        if file.is_some() && variable.is_some() {
+            return Err("src and env exclude each other".to_owned());
+        }
+        Ok(Self { id, file, variable })
+    }
+}
+
+/// A whole number with s, m or h.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("{text:?} is no duration such as 90s, 30m or 2h");
+    let (digits, factor) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        _ => return Err(invalid()),
+    };
+    let number: u64 = digits.parse().map_err(|_| invalid())?;
+    let seconds = number.checked_mul(factor).filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs).ok_or_else(invalid)
 }
 
 fn parse_base_rootfs(text: &str) -> Result<BaseRootfs, String> {
@@ -269,7 +362,7 @@ fn parse_base_rootfs(text: &str) -> Result<BaseRootfs, String> {
         Some((image, directory)) if !text.starts_with(['/', '.']) => {
             let image = image
                 .parse()
-                .map_err(|error: strata_builder::reference::InvalidReference| error.to_string())?;
+                .map_err(|error: InvalidReference| error.to_string())?;
             Ok(BaseRootfs {
                 image: Some(image),
                 directory: PathBuf::from(directory),

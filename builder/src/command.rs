@@ -1,8 +1,10 @@
 //! How does a command go from its arguments to an exit code? Everything that touches the machine before and after the pipeline.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,14 +14,15 @@ use strata_builder::containerfile::graph::Platform;
 use strata_builder::contract::{BuildReport, Failure, Outcome, REPORT_VERSION};
 use strata_builder::error::{Class, Classify};
 use strata_builder::layer::LayerOptions;
+use strata_builder::layout::{Layout, Location};
 use strata_builder::pipeline::report;
 use strata_builder::pipeline::target::Target;
-use strata_builder::pipeline::{self, BuildSpec};
+use strata_builder::pipeline::{self, BuildSpec, LayerPer, Secret};
 use strata_builder::progress::{Format, Progress};
 use strata_builder::registry::{Credentials, Options, Registry};
 use strata_builder::sandbox::{Entered, choose, enter, probe};
 
-use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget};
+use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource};
 
 /// Builds; the exit code says who can end a failure.
 pub fn build(build: Build) -> ExitCode {
@@ -106,7 +109,11 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         .iter()
         .map(|path| fs::read(path).with_context(|| format!("read {}", path.display())))
         .collect::<Result<Vec<_>, _>>()?;
-    let Layers::Stage = build.layers;
+    let layer_per = match build.layers {
+        Layers::Stage => LayerPer::Stage,
+        Layers::Step => LayerPer::Step,
+    };
+    let secrets = secrets(&build.secrets)?;
     let build_args = build_args(&build);
     // Namespaces belong to threads, so this comes before the runtime starts any.
     let entered = enter_tier(&build.tier, &scratch)?;
@@ -116,9 +123,18 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
             plain_http: build.plain_http.clone(),
             ca_bundles: ca_bundles.clone(),
             bounds: None,
+            idle_timeout: build.idle_timeout,
         })
     };
-    let PushTarget(reference) = build.push;
+    let push = match build.push {
+        PushTarget(Location::Registry(reference)) => {
+            Target::registry(registry(push_credentials)?, &reference)
+        }
+        PushTarget(Location::Layout { directory, tag }) => {
+            let layout = Layout::create(&absolute(&directory)?).map_err(|error| classed(&error))?;
+            Target::layout(layout, tag)
+        }
+    };
     let spec = BuildSpec {
         containerfile,
         context: absolute(&build.context)?,
@@ -134,17 +150,18 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
             .into_iter()
             .map(|pair| (pair.0, pair.1))
             .collect(),
+        secrets,
+        caches: build.cache_dir.as_deref().map(absolute).transpose()?,
         base_rootfs: build.base_rootfs,
-        push: Target {
-            registry: registry(push_credentials)?,
-            reference,
-        },
+        push,
         pull: registry(pull_credentials)?,
         scratch,
         layers: LayerOptions {
             source_date_epoch: build.source_date_epoch,
             compression: build.compression,
         },
+        layer_per,
+        step_timeout: build.step_timeout,
         build_uid: build.build_uid,
         architecture: Platform::native().architecture,
     };
@@ -197,6 +214,29 @@ fn credentials(path: Option<&Path>) -> anyhow::Result<Credentials> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     Credentials::parse(&text)
         .map_err(|error| Classed(error.class(), format!("{}: {error}", path.display())).into())
+}
+
+/// Without a source the variable of its own name, or else the file, as Docker has it.
+fn secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, Secret>> {
+    let mut secrets = BTreeMap::new();
+    for SecretSource { id, file, variable } in sources {
+        let from_variable = |name: &str| std::env::var_os(name).map(OsString::into_vec);
+        let content = match (file, variable) {
+            (Some(file), _) => None.ok_or(file.as_path()),
+            (None, Some(name)) => match from_variable(name) {
+                Some(value) => Ok(value),
+                None => anyhow::bail!("the secret {id}: there is no variable {name}"),
+            },
+            (None, None) => from_variable(id).ok_or(Path::new(id)),
+        };
+        let content = match content {
+            Ok(content) => content,
+            Err(file) => fs::read(file)
+                .with_context(|| format!("read the secret {id} from {}", file.display()))?,
+        };
+        secrets.insert(id.clone(), Secret(content));
+    }
+    Ok(secrets)
 }
 
 /// A bare name that the environment doesn't have says nothing.

@@ -5,12 +5,13 @@
 //! * The destination is resolved inside its root, links included; missing directories are made with mode 0755.
 //! * Modes (set-user-ID too), times, `user.*` attributes, file capabilities and hard links inside one COPY are kept.
 //!
-//! Nothing runs in either root meanwhile. Left out: `--parents`, remote sources, archives other than tar and tar.gz.
+//! Nothing runs in either root meanwhile. Left out: fetching what is elsewhere ([`crate::fetch`]).
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Class, Classify};
+use crate::ignore::Ignore;
 use crate::root::{Root, RootError};
 
 mod archive;
@@ -36,11 +37,26 @@ pub enum Verdict {
     Descend,
 }
 
+/// What the patterns of an ignore file say.
+#[must_use]
+pub fn verdict(ignore: &Ignore, path: &Path, is_directory: bool) -> Verdict {
+    let path = path.to_string_lossy();
+    if !ignore.is_excluded(&path) {
+        Verdict::Included
+    } else if is_directory && ignore.may_include_below(&path) {
+        Verdict::Descend
+    } else {
+        Verdict::Excluded
+    }
+}
+
 /// One COPY or ADD, expanded.
 #[derive(Clone, Default)]
 pub struct CopyRequest<'a> {
     /// Paths in the source root, which may hold wildcards.
     pub sources: Vec<String>,
+    /// Files that were fetched for ADD. Mode 0600.
+    pub remote: Vec<Remote>,
     /// Files given in the Containerfile itself: name and content. Mode 0644.
     pub inline: Vec<(String, Vec<u8>)>,
     /// As written: a `/` at its end makes it a directory.
@@ -49,14 +65,31 @@ pub struct CopyRequest<'a> {
     pub workdir: String,
     /// Who owns what is copied: root for a build context, `--chown` if given; none keeps the source's owners (another stage, an image).
     pub owner: Option<(u32, u32)>,
+    /// Who owns what comes out of archives: `--chown` if given; none keeps the archive's owners.
+    pub archive_owner: Option<(u32, u32)>,
     /// `--chmod`
     pub mode: Option<ModeChange>,
     /// `--exclude`; paths are relative to each source directory.
     pub exclude: Option<Rule<'a>>,
+    /// `--parents`: what is copied keeps its path in the destination, from the source's `/./` on.
+    pub parents: bool,
     /// ADD: local tar archives are unpacked into the destination.
     pub unpack: bool,
+    /// The same for fetched ones.
+    pub unpack_remote: bool,
     /// For inline files, in seconds since 1970; now if absent.
     pub time: Option<i64>,
+}
+
+/// A file that was fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is called in a destination directory.
+    pub name: String,
+    /// In seconds since 1970.
+    pub time: i64,
 }
 
 /// What was copied.
@@ -113,14 +146,6 @@ pub enum CopyError {
         /// Why not.
         source: io::Error,
     },
-    /// Not an archive that we unpack.
-    #[error("cannot unpack {} ({format}): ADD unpacks tar and tar.gz", path.display())]
-    Archive {
-        /// In the source root.
-        path: PathBuf,
-        /// What it looks like.
-        format: &'static str,
-    },
 }
 
 impl Classify for CopyError {
@@ -129,8 +154,7 @@ impl Classify for CopyError {
             Self::NotFound { .. }
             | Self::Pattern(_)
             | Self::NotDirectory { .. }
-            | Self::InTheWay { .. }
-            | Self::Archive { .. } => Class::CONTENT,
+            | Self::InTheWay { .. } => Class::CONTENT,
             Self::Root(error) => error.class(),
             // A full disk may be less full elsewhere; anything else is about the files themselves.
             Self::File { source, .. } => match source.kind() {
@@ -151,29 +175,38 @@ pub fn copy(
     ignore: Option<Rule<'_>>,
     into: &Root,
 ) -> Result<CopySummary, CopyError> {
+    let (destination, must_be_directory) = destination(&request.workdir, &request.destination);
+    let parent_owner = request.owner.unwrap_or((0, 0));
+    let target = into.canonical(&destination)?;
+    let mut copier = Copier::new(request, from, ignore, into);
+    if request.parents {
+        into.create_directories(&target, parent_owner)?;
+        for source in &request.sources {
+            with_parents(source, &mut copier, &target)?;
+        }
+        others(request, &mut copier, into, &target, true)?;
+        return Ok(copier.summary);
+    }
     let mut found = Vec::new();
     for source in &request.sources {
         find(source, from, ignore, &mut found)?;
     }
-    let (destination, must_be_directory) = destination(&request.workdir, &request.destination);
-    let count = found.len() + request.inline.len();
-    let parent_owner = request.owner.unwrap_or((0, 0));
-    let target = into.canonical(&destination)?;
+    let count = found.len() + request.remote.len() + request.inline.len();
     if must_be_directory {
         into.create_directories(&target, parent_owner)?;
     } else if let Some(parent) = target.parent() {
         into.create_directories(parent, parent_owner)?;
     }
     let is_directory = into.file_type(&target)? == Some(rustix::fs::FileType::Directory);
-    let only_directories =
-        found.iter().all(|found| found.is_directory) && request.inline.is_empty();
+    let only_directories = found.iter().all(|found| found.is_directory)
+        && request.inline.is_empty()
+        && request.remote.is_empty();
     if count > 1 && !is_directory && !only_directories {
         return Err(CopyError::NotDirectory {
             destination: request.destination.clone(),
             sources: count,
         });
     }
-    let mut copier = Copier::new(request, from, ignore, into);
     for Found {
         canonical,
         name,
@@ -195,27 +228,66 @@ pub fn copy(
                 &mut copier.summary,
             )?;
         if !unpacked {
-            copier.one(
-                canonical,
-                &if is_directory {
-                    target.join(name)
-                } else {
-                    target.clone()
-                },
-            )?;
+            let place = place(&target, name, is_directory);
+            copier.one(canonical, &place)?;
+        }
+    }
+    others(request, &mut copier, into, &target, is_directory)?;
+    Ok(copier.summary)
+}
+
+/// What comes from neither root.
+fn others(
+    request: &CopyRequest<'_>,
+    copier: &mut Copier<'_>,
+    into: &Root,
+    target: &Path,
+    is_directory: bool,
+) -> Result<(), CopyError> {
+    for Remote { path, name, time } in &request.remote {
+        let source = Path::new(name);
+        let unpacked = request.unpack_remote
+            && archive::unpack(request, path, source, into, target, &mut copier.summary)?;
+        if !unpacked {
+            copier.remote(path, *time, &place(target, source, is_directory))?;
         }
     }
     for (name, content) in &request.inline {
-        copier.inline(
-            content,
-            &if is_directory {
-                target.join(name)
-            } else {
-                target.clone()
-            },
-        )?;
+        copier.inline(content, &place(target, Path::new(name), is_directory))?;
     }
-    Ok(copier.summary)
+    Ok(())
+}
+
+fn place(target: &Path, name: &Path, is_directory: bool) -> PathBuf {
+    if is_directory {
+        target.join(name)
+    } else {
+        target.to_owned()
+    }
+}
+
+/// `--parents`: as BuildKit does, everything under the part before `/./` takes part that the part behind it matches, with the directories above it.
+fn with_parents(source: &str, copier: &mut Copier<'_>, target: &Path) -> Result<(), CopyError> {
+    let (pivot, pattern) = source.split_once("/./").unwrap_or(("", source));
+    let pattern = clean(pattern).to_string_lossy().into_owned();
+    let invalid = |_| InvalidPattern(source.to_owned());
+    copier.only = match pattern.as_str() {
+        "" => None,
+        pattern => Some(Ignore::parse(&format!("**\n!{pattern}")).map_err(invalid)?),
+    };
+    let canonical = copier.from.canonical(&clean(pivot))?;
+    let before = copier.summary;
+    copier.contents(&canonical, target)?;
+    copier.only = None;
+    let copied = copier.summary != before;
+    if copied {
+        Ok(())
+    } else {
+        Err(CopyError::NotFound {
+            pattern: source.to_owned(),
+            excluded: false,
+        })
+    }
 }
 
 /// A source that exists.

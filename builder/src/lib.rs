@@ -11,8 +11,8 @@
 //! | --- | --- |
 //! | what does the file say, and what does the target need? | [`containerfile`], [`ignore`], [`state`] |
 //! | which image, which bytes? | [`reference`], [`digest`], [`image`] |
-//! | how do we talk to a registry? | [`registry`] |
-//! | where do a stage's writes go, and how does a step run? | [`overlay`], [`root`], [`copy`], [`sandbox`] |
+//! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`pull`], [`unpack`] |
+//! | where do a stage's writes go, and how does a step run? | [`overlay`], [`root`], [`copy`], [`fetch`], [`sandbox`] |
 //! | how do changes become a layer? | [`layer`] |
 //! | in which order? who watches? who is told? | [`pipeline`], [`progress`], [`contract`], [`error`] |
 //!
@@ -21,9 +21,11 @@
 pub mod containerfile;
 pub mod contract;
 pub mod copy;
+pub mod decompress;
 pub mod digest;
 pub mod doctor;
 pub mod error;
+pub mod fetch;
 pub mod ignore;
 pub mod image;
 pub mod layer;

@@ -1,16 +1,17 @@
 //! How does a Containerfile become an image in a registry? The build in order:
 //!
 //! ```text
-//! parse ─► plan ─► resolve ─┬─► stage by stage: steps on an overlay ─► upper ─┐
-//!                           │                     (next stage runs meanwhile) ├─► layer ─► upload ─┐
+//! parse ─► plan ─► resolve ─┬─► images whose files are needed: pulled and unpacked, several layers at once
+//!                           ├─► stage by stage: steps on an overlay ─► upper ─┐
+//!                           │                      (next step runs meanwhile) ├─► layer ─► upload ─┐
 //!                           └─► layers of the base: there, mounted or copied ─────────────────────┼─► config ─► manifest ─► report
 //! ```
 //!
-//! * Nothing runs before the whole file is parsed, planned and checked for what this version doesn't support.
-//! * A stage makes at most one layer, and none if it changed no file.
+//! * Nothing runs before the whole file is parsed, planned and checked for what this builder doesn't do.
+//! * A stage (or, with [`LayerPer::Step`], a step) makes at most one layer, and none if it changed no file.
 //! * Steps run on the calling thread, one after the other; uploads go on beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,11 +29,14 @@ use crate::image::{Descriptor, Image, ImageError, LAYER_MEDIA_TYPE};
 use crate::layer::{LayerDescriptor, LayerError, LayerOptions};
 use crate::overlay::OverlayError;
 use crate::progress::{Event, Progress, millis};
+use crate::pull::{PullError, ResolvedImage, unpack_image};
 use crate::reference::{InvalidReference, Reference};
 use crate::registry::{Registry, RegistryError};
 use crate::sandbox::Entered;
+use crate::store::StoreError;
+use crate::unpack::UnpackError;
 use bases::{Name, Outside};
-use stage::{Finished, Stages, StepError};
+use stage::{Change, Pulling, Stages, StepError};
 use target::Target;
 
 pub mod bases;
@@ -40,6 +44,7 @@ mod check;
 pub mod report;
 pub mod stage;
 pub mod target;
+mod triggers;
 
 /// All that decides a build.
 #[derive(Clone, Debug)]
@@ -56,6 +61,10 @@ pub struct BuildSpec {
     pub contexts: BTreeMap<String, ContextSource>,
     /// Put on the image beside the Containerfile's own.
     pub labels: BTreeMap<String, String>,
+    /// `--secret`, by id.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Where cache mounts are kept; in scratch, and so for this build only, if absent.
+    pub caches: Option<PathBuf>,
     /// Images that are already unpacked.
     pub base_rootfs: Vec<BaseRootfs>,
     /// Where the image goes.
@@ -66,10 +75,34 @@ pub struct BuildSpec {
     pub scratch: PathBuf,
     /// How layers are written; its time is the image's, too.
     pub layers: LayerOptions,
+    /// What becomes a layer.
+    pub layer_per: LayerPer,
+    /// Steps are killed after this time.
+    pub step_timeout: Option<std::time::Duration>,
     /// The build that this is an attempt of.
     pub build_uid: Option<String>,
     /// GOARCH of the image.
     pub architecture: String,
+}
+
+/// What becomes one layer of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LayerPer {
+    /// All that a stage changes.
+    #[default]
+    Stage,
+    /// What each instruction changes.
+    Step,
+}
+
+/// The content of a secret; never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// What a named context is.
@@ -77,6 +110,8 @@ pub struct BuildSpec {
 pub enum ContextSource {
     /// Files.
     Directory(PathBuf),
+    /// An image in an OCI image layout, by its name there.
+    Layout(PathBuf, Option<String>),
     /// An image in a registry.
     Image(Reference),
 }
@@ -107,8 +142,11 @@ pub enum BuildError {
     /// The Containerfile can't be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The Containerfile asks for something that comes with a later version.
-    #[error("{file}, line {line}, column {column}: {what} is not supported yet")]
+    /// The Containerfile asks for something that this builder doesn't do.
+    #[error(
+        "{file}, line {line}, column {column}: {what} is not supported\n  {source_line}\n  {caret:>column$}",
+        caret = '^'
+    )]
     Unsupported {
         /// The Containerfile.
         file: String,
@@ -118,6 +156,8 @@ pub enum BuildError {
         column: usize,
         /// Instruction and flag.
         what: String,
+        /// The instruction as written.
+        source_line: String,
     },
     /// FROM or `--from` names neither stage nor image.
     #[error(transparent)]
@@ -128,30 +168,12 @@ pub enum BuildError {
         /// Its name.
         name: String,
     },
-    /// An image that has to be unpacked first.
-    #[error(
-        "the files of {name:?} are needed, but this version only builds on unpacked images; give its files with --base-rootfs {name}=DIRECTORY"
-    )]
-    NotUnpacked {
-        /// As in the Containerfile.
-        name: String,
-    },
-    /// The base image asks for steps of its own.
-    #[error("the image {name:?} has ONBUILD triggers, which are not supported yet")]
-    Triggers {
-        /// As in the Containerfile.
-        name: String,
-    },
-    /// A base image's manifest or configuration.
-    #[error("the {document} of {image} is no OCI or Docker one")]
-    Document {
-        /// `manifest` or `configuration`.
-        document: &'static str,
-        /// Its reference.
-        image: String,
-        /// Why not.
-        source: serde_json::Error,
-    },
+    /// An image that the build starts from.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// A place for images.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -187,10 +209,9 @@ impl Classify for BuildError {
             Self::ReadFile { .. }
             | Self::Parse(_)
             | Self::Unsupported { .. }
-            | Self::ContextIsNoImage { .. }
-            | Self::NotUnpacked { .. }
-            | Self::Triggers { .. }
-            | Self::Document { .. } => Class::CONTENT,
+            | Self::ContextIsNoImage { .. } => Class::CONTENT,
+            Self::Pull(error) => error.class(),
+            Self::Store(error) => error.class(),
             Self::Plan(error) => error.class(),
             Self::Reference(error) => error.class(),
             Self::Registry(error) => error.class(),
@@ -199,6 +220,25 @@ impl Classify for BuildError {
             Self::Overlay(error) => error.class(),
             Self::Layer(error) => error.class(),
             Self::Task(_) => Class::INTERNAL,
+        }
+    }
+}
+
+impl BuildError {
+    /// True if an image that the build starts from, or its registry, is to blame.
+    fn is_of_an_image(&self) -> bool {
+        match self {
+            Self::Pull(_) | Self::Store(_) | Self::Registry(_) | Self::Task(_) => true,
+            Self::ReadFile { .. }
+            | Self::Parse(_)
+            | Self::Plan(_)
+            | Self::Unsupported { .. }
+            | Self::Reference(_)
+            | Self::ContextIsNoImage { .. }
+            | Self::Image(_)
+            | Self::Step { .. }
+            | Self::Overlay(_)
+            | Self::Layer(_) => false,
         }
     }
 }
@@ -232,40 +272,49 @@ async fn run(
     phases: &mut Phases,
 ) -> Result<Outcome, BuildError> {
     phases.begin("plan");
-    let (file, graph) = plan(spec)?;
-    for warning in &graph.warnings {
-        progress.tell(&Event::Warning { text: warning });
-    }
+    let mut file = read_file(spec)?;
+    let mut graph = plan(spec, &file)?;
     if let Some(uid) = &spec.build_uid
         && let Some(outcome) = spec.push.earlier_attempt(uid, &spec.architecture).await?
     {
         if let Outcome::Pushed { digest, .. } = outcome {
             progress.tell(&Event::AlreadyThere {
-                target: &spec.push.reference.to_string(),
+                target: spec.push.name(),
                 digest,
             });
         }
         return Ok(outcome);
     }
-    let outside = Outside::resolve(&graph, spec, progress).await?;
+    let mut outside = Outside::default();
+    let mut triggered = BTreeSet::new();
+    loop {
+        outside.resolve(&graph, spec, progress).await?;
+        if !triggers::insert(&mut file, &graph, &outside, &mut triggered)? {
+            break;
+        }
+        graph = plan(spec, &file)?;
+    }
+    for warning in &graph.warnings {
+        progress.tell(&Event::Warning { text: warning });
+    }
     let base = base_of_target(&graph, &outside)?;
     let base_layers = tokio::spawn(ensure_base(spec.push.clone(), base, Arc::clone(progress)));
+    let pulls = start_pulls(spec, &file, &graph, &outside, entered, progress);
 
     phases.begin("steps");
-    let mut stages = Stages::new(spec, &file, &graph, &outside, entered, progress);
+    let mut stages = Stages::new(spec, &file, &graph, &outside, pulls, entered, progress);
     let ancestors = ancestors(&graph);
     let mut layers = Vec::new();
     for index in 0..graph.stages.len() {
+        let in_image = ancestors.contains(&index);
+        let name = &graph.stages[index].name;
+        let mut on_change = |change: Change| {
+            if in_image {
+                layers.push(start_layer(spec, name, change, progress));
+            }
+        };
         // Blocks this thread only; uploads go on in the runtime's own.
-        let finished = tokio::task::block_in_place(|| stages.build(index))?;
-        if ancestors.contains(&index) && finished.changed {
-            layers.push(start_layer(
-                spec,
-                &graph.stages[index].name,
-                finished,
-                progress,
-            ));
-        }
+        tokio::task::block_in_place(|| stages.build(index, &mut on_change))?;
     }
     phases.begin("layers");
     let mut image = base_image(&graph, &outside)?;
@@ -299,7 +348,7 @@ async fn run(
     let size_bytes = assembled.size_bytes;
     let digest = spec.push.push_image(assembled).await?;
     progress.tell(&Event::Pushed {
-        target: &spec.push.reference.to_string(),
+        target: spec.push.name(),
         digest,
         millis: millis(progress.elapsed()),
     });
@@ -313,13 +362,16 @@ async fn run(
     })
 }
 
-fn plan(spec: &BuildSpec) -> Result<(Containerfile, BuildGraph), BuildError> {
+fn read_file(spec: &BuildSpec) -> Result<Containerfile, BuildError> {
     let text = read(&spec.containerfile)?;
     let name = spec.containerfile.file_name().map_or_else(
         || "Containerfile".into(),
         |name| name.to_string_lossy().into_owned(),
     );
-    let file = parse::parse(&text, &name)?;
+    Ok(parse::parse(&text, &name)?)
+}
+
+fn plan(spec: &BuildSpec, file: &Containerfile) -> Result<BuildGraph, BuildError> {
     let platform = Platform {
         architecture: spec.architecture.clone(),
         ..Platform::native()
@@ -331,9 +383,46 @@ fn plan(spec: &BuildSpec) -> Result<(Containerfile, BuildGraph), BuildError> {
         build_platform: Platform::native(),
         context_names: spec.contexts.keys().cloned().collect(),
     };
-    let graph = graph::plan(&file, &options)?;
-    check::supported(&file, &graph)?;
-    Ok((file, graph))
+    let graph = graph::plan(file, &options)?;
+    check::supported(file, &graph)?;
+    Ok(graph)
+}
+
+/// Begins to fetch the images whose files are needed.
+fn start_pulls(
+    spec: &BuildSpec,
+    file: &Containerfile,
+    graph: &BuildGraph,
+    outside: &Outside,
+    entered: Entered,
+    progress: &Arc<Progress>,
+) -> BTreeMap<Name, Pulling> {
+    let images = outside.to_unpack(file, graph).into_iter().enumerate();
+    let start = |(number, (name, image)): (usize, (Name, ResolvedImage))| {
+        let scratch = spec.scratch.join(format!("image-{number}"));
+        let progress = Arc::clone(progress);
+        let running = tokio::spawn(async move {
+            let began = Instant::now();
+            std::fs::create_dir_all(&scratch).map_err(|source| PullError::Unpack {
+                digest: image.digest,
+                source: UnpackError::Write {
+                    operation: "create",
+                    path: scratch.clone(),
+                    source,
+                },
+            })?;
+            let directories = unpack_image(&image, &scratch, entered.xattrs).await?;
+            progress.tell(&Event::Unpacked {
+                digest: image.digest,
+                layers: directories.len(),
+                size_bytes: image.manifest.layers.iter().map(|l| l.size_bytes).sum(),
+                millis: millis(began.elapsed()),
+            });
+            Ok(directories)
+        });
+        (name, Pulling::Running(running))
+    };
+    images.map(start).collect()
 }
 
 fn read(path: &Path) -> Result<String, BuildError> {
@@ -359,9 +448,7 @@ fn base_of_target(
     graph: &BuildGraph,
     outside: &Outside,
 ) -> Result<Option<bases::Base>, BuildError> {
-    let lowest = ancestors(graph)
-        .first()
-        .map(|index| &graph.stages[*index].base);
+    let lowest = ancestors(graph).first().map(|index| &graph.stages[*index]);
     match lowest.and_then(Name::of_base) {
         Some(name) => outside.image(&name).cloned().map(Some),
         None => Ok(None),
@@ -382,7 +469,7 @@ async fn ensure_base(
     match base {
         Some(base) => {
             target
-                .ensure_layers(&base.origin, &base.image.layers, &progress)
+                .ensure_layers(&base.resolved.store, &base.image.layers, &progress)
                 .await
         }
         None => Ok(0),
@@ -392,14 +479,15 @@ async fn ensure_base(
 fn start_layer(
     spec: &BuildSpec,
     stage: &str,
-    finished: &Finished,
+    change: Change,
     progress: &Arc<Progress>,
 ) -> JoinHandle<Result<LayerDescriptor, BuildError>> {
     let (target, options, progress) = (spec.push.clone(), spec.layers, Arc::clone(progress));
-    let (stage, upper, lowers) = (stage.to_owned(), finished.upper(), finished.below());
+    let stage = stage.to_owned();
+    let Change { upper, below } = change;
     tokio::spawn(async move {
         let began = Instant::now();
-        let layer = target.push_layer(upper, lowers, options).await?;
+        let layer = target.push_layer(upper, below, options).await?;
         progress.tell(&Event::Layer {
             stage: &stage,
             digest: layer.digest,
@@ -412,35 +500,31 @@ fn start_layer(
 }
 
 fn failure(error: &BuildError) -> Failure {
-    let class = error.class();
-    let BuildError::Step {
-        file,
-        line,
-        text,
-        source,
-    } = error
-    else {
-        return Failure {
-            class,
-            message: chain(error),
-            step: None,
-        };
-    };
-    let (exit_status, output) = match &**source {
-        StepError::Exit { status, output } => (Some(status.code()), output.clone()),
-        _ => (None, Vec::new()),
+    let step = match error {
+        BuildError::Step {
+            file,
+            line,
+            text,
+            source,
+        } => {
+            let (exit_status, output) = match &**source {
+                StepError::Exit { status, output } => (Some(status.code()), output.clone()),
+                _ => (None, Vec::new()),
+            };
+            Some(FailedStep {
+                file: file.clone(),
+                line: *line,
+                text: text.clone(),
+                exit_status,
+                output,
+            })
+        }
+        _ => None,
     };
     Failure {
-        class,
-        // the place is told by the step
-        message: chain(&**source),
-        step: Some(FailedStep {
-            file: file.clone(),
-            line: *line,
-            text: text.clone(),
-            exit_status,
-            output,
-        }),
+        class: error.class(),
+        message: chain(error),
+        step,
     }
 }
 

@@ -50,6 +50,17 @@ pub enum Event<'a> {
         /// How many.
         layers: usize,
     },
+    /// An image's files are on the disk.
+    Unpacked {
+        /// Of its manifest.
+        digest: Digest,
+        /// How many.
+        layers: usize,
+        /// Compressed.
+        size_bytes: u64,
+        /// Wall time, overlapping with steps.
+        millis: u64,
+    },
     /// An instruction begins.
     Step {
         /// Which.
@@ -190,6 +201,16 @@ fn plain(elapsed: Duration, event: &Event<'_>) -> String {
         } => {
             format!("base {image}: {layers} layers, {digest}")
         }
+        Event::Unpacked {
+            digest,
+            layers,
+            size_bytes,
+            millis,
+        } => format!(
+            "unpacked {digest}: {layers} layers, {}, in {}",
+            size(*size_bytes),
+            seconds(*millis)
+        ),
         Event::Step { number, text } => format!("{} {text}", prefix(*number)),
         Event::Output { number, line } => format!("{}   {line}", prefix(*number)),
         Event::StepDone { number, millis } => {

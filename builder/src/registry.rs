@@ -35,11 +35,15 @@ pub use upload::Upload;
 use crate::digest::Digest;
 use crate::reference::{Reference, Repository};
 use auth::Challenge;
-pub use retry::Bounds;
-use retry::{DEFAULT_BOUNDS, retry};
+use retry::{Bounds, DEFAULT_BOUNDS, retry};
 
 /// Registries bound manifests at 4 MiB; configurations of large images stay below this too.
 const LARGEST_DOCUMENT_BYTES: usize = 8 << 20;
+
+/// A registry may move a large blob from one place of its storage to another before it answers.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A registry sends us to its storage once; some put a cache between.
+const MOST_REDIRECTS: usize = 5;
 
 /// How to reach registries.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +56,8 @@ pub struct Options {
     pub ca_bundles: Vec<Vec<u8>>,
     /// How often an exchange is tried.
     pub bounds: Option<Bounds>,
+    /// A connection on which nothing comes for so long is given up; two minutes if absent.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// A manifest as the registry has it.
@@ -145,8 +151,11 @@ impl Subject<'_> {
 
 #[derive(Deserialize)]
 struct TokenAnswer {
-    #[serde(alias = "access_token")]
+    #[serde(default)]
     token: String,
+    /// The same, in OAuth 2's words; some servers send both.
+    #[serde(default)]
+    access_token: String,
 }
 
 #[derive(Deserialize)]
@@ -175,8 +184,8 @@ impl Registry {
             .user_agent(concat!("strata/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(10))
             // between two reads, not for a whole blob
-            .read_timeout(Duration::from_secs(60))
-            .redirect(reqwest::redirect::Policy::limited(5));
+            .read_timeout(options.idle_timeout.unwrap_or(IDLE_TIMEOUT))
+            .redirect(reqwest::redirect::Policy::custom(followed));
         for bundle in &options.ca_bundles {
             for certificate in
                 reqwest::Certificate::from_pem_bundle(bundle).map_err(RegistryError::Client)?
@@ -190,6 +199,7 @@ impl Registry {
             plain_http,
             ca_bundles: _,
             bounds,
+            idle_timeout: _,
         } = options;
         Ok(Self(Arc::new(Inner {
             http,
@@ -379,6 +389,8 @@ impl Registry {
                         return Err(error);
                     }
                     tracing::warn!(offset, error = %crate::error::chain(&error), "blob broke off, going on from its offset");
+                    let delay = registry.0.bounds.delay(breaks, None, retry::jitter());
+                    tokio::time::sleep(delay).await;
                 }
             },
         )
@@ -561,9 +573,26 @@ impl Registry {
         }
     }
 
+    /// For files that are no registry's; it sends no credentials by itself.
+    pub(crate) fn http(&self) -> &reqwest::Client {
+        &self.0.http
+    }
+
+    fn is_plain_http(&self, repository: &Repository) -> bool {
+        let host = repository.host();
+        self.0.plain_http.iter().any(|plain| plain == host)
+    }
+
+    /// Whether `url` is at the repository's own registry, over the transport that it is spoken to by: only then may it see credentials. An upload's
+    /// Location, or a redirect, may name any place.
+    fn is_own(&self, repository: &Repository, url: &url::Url) -> bool {
+        let own = self.url(repository, "").parse::<url::Url>();
+        own.is_ok_and(|own| own.origin() == url.origin())
+    }
+
     fn url(&self, repository: &Repository, rest: &str) -> String {
         let host = repository.host();
-        let scheme = if self.0.plain_http.iter().any(|plain| plain == host) {
+        let scheme = if self.is_plain_http(repository) {
             "http"
         } else {
             "https"
@@ -584,8 +613,11 @@ impl Registry {
         request: &(dyn Fn(&reqwest::Client) -> RequestBuilder + Sync),
     ) -> Result<Response, RegistryError> {
         let known = self.authorization(scope);
-        let response = self.send(subject, request, known.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        let response = self.send(subject, scope, request, known.as_ref()).await?;
+        // A challenge from elsewhere is not ours to answer: whoever we were sent to could have us log in where it likes.
+        if response.status() != StatusCode::UNAUTHORIZED
+            || !self.is_own(&scope.repository, response.url())
+        {
             return checked(subject, response).await;
         }
         let challenge = response
@@ -600,7 +632,7 @@ impl Registry {
         };
         match fresh {
             Some(fresh) => {
-                let response = self.send(subject, request, Some(&fresh)).await?;
+                let response = self.send(subject, scope, request, Some(&fresh)).await?;
                 let response = checked(subject, response).await?;
                 self.remember(scope, fresh);
                 Ok(response)
@@ -612,10 +644,14 @@ impl Registry {
     async fn send(
         &self,
         subject: Subject<'_>,
+        scope: &Scope,
         request: &(dyn Fn(&reqwest::Client) -> RequestBuilder + Sync),
         authorization: Option<&Authorization>,
     ) -> Result<Response, RegistryError> {
-        let request = request(&self.0.http);
+        let transport = |error| subject.transport(error);
+        let plain = request(&self.0.http).build().map_err(transport)?;
+        let authorization = authorization.filter(|_| self.is_own(&scope.repository, plain.url()));
+        let request = RequestBuilder::from_parts(self.0.http.clone(), plain);
         let request = match authorization {
             Some(Authorization::Basic { user, password }) => {
                 request.basic_auth(user, Some(password))
@@ -623,10 +659,7 @@ impl Registry {
             Some(Authorization::Bearer(token)) => request.bearer_auth(token),
             None => request,
         };
-        request
-            .send()
-            .await
-            .map_err(|error| subject.transport(error))
+        request.send().await.map_err(transport)
     }
 
     fn authorization(&self, scope: &Scope) -> Option<Authorization> {
@@ -661,6 +694,13 @@ impl Registry {
             operation: "get a token for",
             ..subject
         };
+        let is_safe = url::Url::parse(realm)
+            .is_ok_and(|realm| realm.scheme() == "https" || self.is_plain_http(&scope.repository));
+        if credential.is_some() && !is_safe {
+            return Err(subject.malformed(
+                "its token server is reached without TLS, where credentials would be read by anybody; name the registry with --plain-http if that is meant",
+            ));
+        }
         let request = match credential {
             Some(Credential::IdentityToken(token)) => {
                 let scopes = scope.scopes.join(" ");
@@ -698,11 +738,31 @@ impl Registry {
             .send()
             .await
             .map_err(|error| subject.transport(error))?;
-        let response = checked(subject, response).await?;
+        let response = checked(subject, response)
+            .await
+            .map_err(RegistryError::of_token_server)?;
         let answer: TokenAnswer =
             serde_json::from_slice(&bounded_body(subject, response).await?)
                 .map_err(|_| subject.malformed("the token server sent no token"))?;
-        Ok(Some(Authorization::Bearer(answer.token)))
+        let tokens = [answer.token, answer.access_token];
+        let token = tokens.into_iter().find(|token| !token.is_empty());
+        match token {
+            Some(token) => Ok(Some(Authorization::Bearer(token))),
+            None => Err(subject.malformed("the token server sent no token")),
+        }
+    }
+}
+
+/// The HTTP client takes credentials off when the host or port changes. What it doesn't see is the same place without TLS.
+fn followed(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+    let secure = |url: &url::Url| url.scheme() == "https";
+    let was_secure = attempt.previous().iter().any(secure);
+    if attempt.previous().len() > MOST_REDIRECTS {
+        attempt.error("too many redirects")
+    } else if was_secure && !secure(attempt.url()) {
+        attempt.error("a redirect away from TLS")
+    } else {
+        attempt.follow()
     }
 }
 

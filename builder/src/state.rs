@@ -100,9 +100,10 @@ pub struct StageState {
 }
 
 impl StageState {
-    /// A stage on an image. [`StageState::base_triggers`] is what its ONBUILD asks for.
+    /// A stage on an image. Its ONBUILD [`triggers`] are not inherited: they became instructions.
     #[must_use]
-    pub fn start(image: ImageConfig, scope: Scope) -> Self {
+    pub fn start(mut image: ImageConfig, scope: Scope) -> Self {
+        image.config.other.remove("OnBuild");
         let mut state = Self {
             image,
             scope,
@@ -135,12 +136,6 @@ impl StageState {
         state.has_cmd = false;
         state.image.config.other.remove("OnBuild");
         state
-    }
-
-    /// ONBUILD triggers of the image that the stage starts from.
-    #[must_use]
-    pub fn base_triggers(&self) -> Vec<String> {
-        self.extension_strings("OnBuild")
     }
 
     /// Applies what the instruction says about the image, and returns the history's text for it.
@@ -307,13 +302,23 @@ impl StageState {
     }
 
     fn extension_strings(&self, key: &str) -> Vec<String> {
-        match self.image.config.other.get(key) {
-            Some(Value::Array(values)) => values
-                .iter()
-                .filter_map(|value| value.as_str().map(str::to_owned))
-                .collect(),
-            Some(_) | None => Vec::new(),
-        }
+        extension_strings(&self.image, key)
+    }
+}
+
+/// What an image's ONBUILD asks of stages that start from it.
+#[must_use]
+pub fn triggers(image: &ImageConfig) -> Vec<String> {
+    extension_strings(image, "OnBuild")
+}
+
+fn extension_strings(image: &ImageConfig, key: &str) -> Vec<String> {
+    match image.config.other.get(key) {
+        Some(Value::Array(values)) => values
+            .iter()
+            .filter_map(|value| value.as_str().map(str::to_owned))
+            .collect(),
+        Some(_) | None => Vec::new(),
     }
 }
 

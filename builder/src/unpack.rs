@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags, Timestamps};
 
+use crate::decompress::LARGEST_WINDOW;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify};
 use crate::overlay::XattrPrefix;
@@ -70,8 +71,8 @@ pub enum UnpackError {
         /// Came.
         got: Digest,
     },
-    /// Not gzip and not a bare tar.
-    #[error("the layer {layer} is compressed with {compression}, which isn't supported yet")]
+    /// Neither gzip nor zstd nor a bare tar: layers of images are not compressed otherwise.
+    #[error("the layer {layer} is compressed with {compression}, which no image may use")]
     Compression {
         /// The blob.
         layer: Digest,
@@ -211,10 +212,13 @@ fn unpack_into(
             unpacker.unpack(inflated)?.into_inner().into_inner()
         }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            return Err(UnpackError::Compression {
-                layer: digest,
-                compression: "zstd",
-            });
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)
+                .map_err(|error| tar(error.into()))?;
+            decoder
+                .window_log_max(LARGEST_WINDOW)
+                .map_err(|error| tar(error.into()))?;
+            let inflated = BufReader::with_capacity(256 << 10, decoder);
+            unpacker.unpack(inflated)?.into_inner().finish()
         }
         [b'B', b'Z', b'h', ..] => {
             return Err(UnpackError::Compression {

@@ -3,24 +3,17 @@
 //! Names and links inside the archive lead nowhere outside the destination directory.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{CWD, FileType, Mode, Timespec};
 use tar::{Archive, Entry, EntryType};
 
 use super::tree::{Attributes, belongs_to_image, create, failed, make_way, set_xattr};
 use super::{CopyError, CopyRequest, CopySummary};
+use crate::decompress::decompress;
 use crate::root::Root;
-
-/// How files that might be archives begin, and whether we unpack them.
-const MAGIC: [(&[u8], &str); 3] = [
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-];
 
 /// Unpacks `place` (`source` in its root) below `target`, made if absent. False if it is no archive.
 pub(super) fn unpack(
@@ -37,21 +30,9 @@ pub(super) fn unpack(
     {
         return Ok(false);
     }
-    let mut file = File::open(place).map_err(failed("read", source))?;
-    let start = beginning(&mut file).map_err(failed("read", source))?;
-    if let Some((_, format)) = MAGIC.iter().find(|(magic, _)| start.starts_with(magic)) {
-        return Err(CopyError::Archive {
-            path: Path::new("/").join(source),
-            format,
-        });
-    }
-    file.rewind().map_err(failed("read", source))?;
-    let file = BufReader::with_capacity(128 * 1024, file);
-    let mut content: Box<dyn Read> = if start.starts_with(b"\x1f\x8b") {
-        Box::new(MultiGzDecoder::new(file))
-    } else {
-        Box::new(file)
-    };
+    let file = File::open(place).map_err(failed("read", source))?;
+    let mut content =
+        decompress(BufReader::with_capacity(128 << 10, file)).map_err(failed("read", source))?;
     let Some(first) = first_block(&mut content) else {
         return Ok(false);
     };
@@ -73,16 +54,10 @@ pub(super) fn unpack(
     Ok(true)
 }
 
-fn beginning(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut start = Vec::new();
-    file.take(8).read_to_end(&mut start)?;
-    Ok(start)
-}
-
 /// The first header, if it is one: its checksum tells. An archive of nothing but zeros isn't taken for one.
 fn first_block(content: &mut dyn Read) -> Option<Vec<u8>> {
     let mut block = Vec::new();
-    // What can't be read as gzip is an ordinary file.
+    // What only begins like a compressed file is an ordinary one.
     content.take(512).read_to_end(&mut block).ok()?;
     let bytes: [u8; 512] = block.as_slice().try_into().ok()?;
     let mut header = tar::Header::new_old();
@@ -204,7 +179,7 @@ fn attributes(request: &CopyRequest<'_>, entry: &Entry<'_, impl Read>) -> io::Re
         u32::try_from(value)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an owner beyond 32 bits"))
     };
-    let owner = match request.owner {
+    let owner = match request.archive_owner {
         Some(owner) => owner,
         None => (number(header.uid()?)?, number(header.gid()?)?),
     };

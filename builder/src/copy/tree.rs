@@ -10,14 +10,17 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags}
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 
-use super::{CopyError, CopyRequest, CopySummary, Rule, Verdict};
+use super::{CopyError, CopyRequest, CopySummary, Rule, Verdict, verdict};
+use crate::ignore::Ignore;
 use crate::root::Root;
 
 /// The copying of one request.
 pub(super) struct Copier<'a> {
     request: &'a CopyRequest<'a>,
-    from: &'a Root,
+    pub(super) from: &'a Root,
     ignore: Option<Rule<'a>>,
+    /// `--parents`: the patterns that say what takes part; paths are as for `--exclude`.
+    pub(super) only: Option<Ignore>,
     into: &'a Root,
     /// Files with several names: device and inode of the source → first copy.
     links: HashMap<(u64, u64), PathBuf>,
@@ -42,6 +45,7 @@ impl<'a> Copier<'a> {
             request,
             from,
             ignore,
+            only: None,
             into,
             links: HashMap::new(),
             summary: CopySummary::default(),
@@ -85,6 +89,34 @@ impl<'a> Copier<'a> {
             .give(&place, FileType::RegularFile)
             .map_err(failed("set the attributes of", target))?;
         self.count(content.len() as u64);
+        Ok(())
+    }
+
+    /// Copies a file that was fetched.
+    pub(super) fn remote(
+        &mut self,
+        fetched: &Path,
+        time: i64,
+        target: &Path,
+    ) -> Result<(), CopyError> {
+        make_way(self.into, target, "a file")?;
+        let place = self.into.path().join(target);
+        let bytes = File::open(fetched)
+            .and_then(|mut from| io::copy(&mut from, &mut create(&place)?))
+            .map_err(failed("copy to", target))?;
+        let mode = self.request.mode.as_ref();
+        let attributes = Attributes {
+            mode: mode.map_or(0o600, |change| change.apply(0o600, false)),
+            owner: self.request.owner.unwrap_or((0, 0)),
+            modified: Timespec {
+                tv_sec: time,
+                tv_nsec: 0,
+            },
+        };
+        attributes
+            .give(&place, FileType::RegularFile)
+            .map_err(failed("set the attributes of", target))?;
+        self.count(bytes);
         Ok(())
     }
 
@@ -153,10 +185,18 @@ impl<'a> Copier<'a> {
         let of = |rule: Option<Rule<'_>>, path: &Path| {
             rule.map_or(Verdict::Included, |rule| rule(path, is_directory))
         };
-        match (of(self.ignore, source), of(self.request.exclude, below)) {
-            (Verdict::Excluded, _) | (_, Verdict::Excluded) => Verdict::Excluded,
-            (Verdict::Descend, _) | (_, Verdict::Descend) => Verdict::Descend,
-            (Verdict::Included, Verdict::Included) => Verdict::Included,
+        let only = self.only.as_ref();
+        let all = [
+            of(self.ignore, source),
+            of(self.request.exclude, below),
+            only.map_or(Verdict::Included, |only| verdict(only, below, is_directory)),
+        ];
+        if all.contains(&Verdict::Excluded) {
+            Verdict::Excluded
+        } else if all.contains(&Verdict::Descend) {
+            Verdict::Descend
+        } else {
+            Verdict::Included
         }
     }
 

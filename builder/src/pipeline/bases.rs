@@ -1,23 +1,19 @@
 //! What do the images and contexts that a build names stand for? Each is resolved once, to a manifest by digest or to a directory.
+//!
+//! The files of an image are fetched only if a stage needs them, and while the stages before that one run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{BuildError, BuildSpec, ContextSource};
 use crate::containerfile::graph::{BuildGraph, Source, StageBase};
-use crate::image::{Image, ImageConfig, Manifest};
+use crate::containerfile::{Containerfile, Instruction};
+use crate::image::Image;
+use crate::layout::Layout;
 use crate::progress::{Event, Progress};
-use crate::reference::{Reference, Repository};
-use crate::registry::Registry;
-
-/// Where an image's blobs are.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    /// With the credentials to pull.
-    pub registry: Registry,
-    /// Where.
-    pub repository: Repository,
-}
+use crate::pull::{ResolvedImage, resolve, resolve_in_layout};
+use crate::reference::Reference;
+use crate::store::StoreError;
 
 /// An image that a stage starts from, or that files are taken from.
 #[derive(Clone, Debug)]
@@ -25,7 +21,7 @@ pub struct Base {
     /// Layers and configuration.
     pub image: Image,
     /// Where its layers come from.
-    pub origin: Origin,
+    pub resolved: ResolvedImage,
     /// Already unpacked (`--base-rootfs`).
     pub rootfs: Option<PathBuf>,
 }
@@ -42,32 +38,38 @@ pub struct Outside {
 pub enum Name {
     /// A named context.
     Context(String),
-    /// An image reference as written.
-    Image(String),
+    /// An image reference as written, for an architecture (GOARCH) if the stage says one.
+    Image(String, Option<String>),
 }
 
 impl Name {
     /// The name of a stage's base, if it comes from outside.
-    pub fn of_base(base: &StageBase) -> Option<Self> {
-        match base {
+    #[must_use]
+    pub fn of_base(stage: &crate::containerfile::graph::PlannedStage) -> Option<Self> {
+        match &stage.base {
             StageBase::Scratch | StageBase::Stage(_) => None,
             StageBase::Context(name) => Some(Self::Context(name.clone())),
-            StageBase::Image(text) => Some(Self::Image(text.clone())),
+            StageBase::Image(text) => {
+                let platform = stage.platform.as_ref();
+                let architecture = platform.map(|platform| platform.architecture.clone());
+                Some(Self::Image(text.clone(), architecture))
+            }
         }
     }
 
     /// The name of a source of files, if it comes from outside.
+    #[must_use]
     pub fn of_source(source: &Source) -> Option<Self> {
         match source {
             Source::Empty | Source::MainContext | Source::Stage(_) => None,
             Source::Context(name) => Some(Self::Context(name.clone())),
-            Source::Image(text) => Some(Self::Image(text.clone())),
+            Source::Image(text) => Some(Self::Image(text.clone(), None)),
         }
     }
 
     fn text(&self) -> &str {
         match self {
-            Self::Context(text) | Self::Image(text) => text,
+            Self::Context(text) | Self::Image(text, _) => text,
         }
     }
 }
@@ -87,63 +89,148 @@ impl Outside {
         self.directories.get(name).map(PathBuf::as_path)
     }
 
-    /// Finds everything that the graph names.
+    /// Finds everything that the graph names and that isn't known yet.
     pub async fn resolve(
+        &mut self,
         graph: &BuildGraph,
         spec: &BuildSpec,
         progress: &Progress,
-    ) -> Result<Self, BuildError> {
+    ) -> Result<(), BuildError> {
         let final_base = final_base(graph);
-        let bases = graph
-            .stages
-            .iter()
-            .filter_map(|stage| Name::of_base(&stage.base));
+        let bases = graph.stages.iter().filter_map(Name::of_base);
         let sources = graph
             .stages
             .iter()
             .flat_map(|stage| stage.sources.iter().flatten());
-        let mut outside = Self::default();
         for name in bases.chain(sources.filter_map(Name::of_source)) {
-            if outside.images.contains_key(&name) || outside.directories.contains_key(&name) {
+            if self.images.contains_key(&name) || self.directories.contains_key(&name) {
                 continue;
             }
-            let reference = match &name {
-                Name::Image(text) => text.parse::<Reference>()?,
-                Name::Context(context) => match spec.contexts.get(context) {
-                    Some(ContextSource::Image(reference)) => reference.clone(),
-                    Some(ContextSource::Directory(directory)) => {
-                        outside.directories.insert(name, directory.clone());
-                        continue;
-                    }
-                    None => {
-                        return Err(BuildError::ContextIsNoImage {
-                            name: context.clone(),
-                        });
-                    }
-                },
+            let architecture = match &name {
+                Name::Image(_, Some(architecture)) => architecture,
+                Name::Image(_, None) | Name::Context(_) => &spec.architecture,
             };
-            let mut base = fetch(&spec.pull, &reference, &spec.architecture, progress).await?;
-            base.rootfs = rootfs(spec, &reference, final_base.as_ref() == Some(&name));
-            outside.images.insert(name, base);
+            let (resolved, reference) = match find(&name, spec)? {
+                ContextSource::Directory(directory) => {
+                    self.directories.insert(name, directory);
+                    continue;
+                }
+                ContextSource::Image(reference) => (
+                    resolve(&spec.pull, &reference, architecture).await?,
+                    Some(reference),
+                ),
+                ContextSource::Layout(directory, tag) => {
+                    let layout = Layout::open(&directory).map_err(StoreError::from)?;
+                    (
+                        resolve_in_layout(&layout, tag.as_deref(), architecture).await?,
+                        None,
+                    )
+                }
+            };
+            let image = Image::of_base(&resolved.manifest, resolved.config.clone())?;
+            progress.tell(&Event::Base {
+                image: name.text(),
+                digest: resolved.digest,
+                layers: image.layers.len(),
+            });
+            let rootfs = rootfs(spec, reference.as_ref(), final_base.as_ref() == Some(&name));
+            let base = Base {
+                image,
+                resolved,
+                rootfs,
+            };
+            self.images.insert(name, base);
         }
-        Ok(outside)
+        Ok(())
     }
+
+    /// The images whose files the build reads or changes, and which aren't here yet.
+    pub fn to_unpack(
+        &self,
+        file: &Containerfile,
+        graph: &BuildGraph,
+    ) -> Vec<(Name, ResolvedImage)> {
+        let mut needed = BTreeSet::new();
+        for name in graph
+            .stages
+            .iter()
+            .flat_map(|stage| stage.sources.iter().flatten())
+            .filter_map(Name::of_source)
+        {
+            needed.insert(name);
+        }
+        for (index, stage) in graph.stages.iter().enumerate() {
+            if (changes_files(file, stage.index) || is_read(graph, index))
+                && let Some(name) = lowest_base(graph, index)
+            {
+                needed.insert(name);
+            }
+        }
+        let image = |name: Name| {
+            let base = self.images.get(&name)?;
+            base.rootfs.is_none().then(|| (name, base.resolved.clone()))
+        };
+        needed.into_iter().filter_map(image).collect()
+    }
+}
+
+/// What a name stands for, before it is looked for.
+fn find(name: &Name, spec: &BuildSpec) -> Result<ContextSource, BuildError> {
+    match name {
+        Name::Image(text, _) => Ok(ContextSource::Image(text.parse::<Reference>()?)),
+        Name::Context(context) => {
+            spec.contexts
+                .get(context)
+                .cloned()
+                .ok_or_else(|| BuildError::ContextIsNoImage {
+                    name: context.clone(),
+                })
+        }
+    }
+}
+
+/// True if an instruction of the stage needs its root file system.
+fn changes_files(file: &Containerfile, stage: usize) -> bool {
+    let instructions = file.stages.get(stage).map(|stage| &stage.instructions);
+    instructions.into_iter().flatten().any(|located| {
+        matches!(
+            located.value,
+            Instruction::Run(_)
+                | Instruction::Copy(_)
+                | Instruction::Add(_)
+                | Instruction::Workdir(_)
+        )
+    })
+}
+
+/// True if a stage takes files from the stage `index`.
+fn is_read(graph: &BuildGraph, index: usize) -> bool {
+    let mut sources = graph
+        .stages
+        .iter()
+        .flat_map(|stage| stage.sources.iter().flatten());
+    sources.any(|source| *source == Source::Stage(index))
 }
 
 /// What the target stage finally derives from, if that is outside.
 fn final_base(graph: &BuildGraph) -> Option<Name> {
-    let mut base = &graph.stages.get(graph.target)?.base;
-    while let StageBase::Stage(index) = base {
-        base = &graph.stages.get(*index)?.base;
-    }
-    Name::of_base(base)
+    lowest_base(graph, graph.target)
 }
 
-fn rootfs(spec: &BuildSpec, reference: &Reference, is_final_base: bool) -> Option<PathBuf> {
-    let named = spec
-        .base_rootfs
-        .iter()
-        .find(|rootfs| rootfs.image.as_ref() == Some(reference));
+fn lowest_base(graph: &BuildGraph, index: usize) -> Option<Name> {
+    let mut stage = graph.stages.get(index)?;
+    while let StageBase::Stage(parent) = stage.base {
+        stage = graph.stages.get(parent)?;
+    }
+    Name::of_base(stage)
+}
+
+fn rootfs(spec: &BuildSpec, reference: Option<&Reference>, is_final_base: bool) -> Option<PathBuf> {
+    let named = reference.and_then(|reference| {
+        spec.base_rootfs
+            .iter()
+            .find(|rootfs| rootfs.image.as_ref() == Some(reference))
+    });
     let unnamed = || {
         spec.base_rootfs
             .iter()
@@ -152,42 +239,4 @@ fn rootfs(spec: &BuildSpec, reference: &Reference, is_final_base: bool) -> Optio
     named
         .or_else(unnamed)
         .map(|rootfs| rootfs.directory.clone())
-}
-
-async fn fetch(
-    registry: &Registry,
-    reference: &Reference,
-    architecture: &str,
-    progress: &Progress,
-) -> Result<Base, BuildError> {
-    let document = |document| {
-        let image = reference.to_string();
-        move |source| BuildError::Document {
-            document,
-            image,
-            source,
-        }
-    };
-    let found = registry.manifest(reference, architecture).await?;
-    let manifest: Manifest = serde_json::from_slice(&found.bytes).map_err(document("manifest"))?;
-    let config = registry
-        .blob(&reference.repository, manifest.config.digest)
-        .await?;
-    let config: ImageConfig = serde_json::from_slice(&config).map_err(document("configuration"))?;
-    let image = Image::of_base(&manifest, config)?;
-    let (digest, layers) = (found.digest, image.layers.len());
-    progress.tell(&Event::Base {
-        image: &reference.to_string(),
-        digest,
-        layers,
-    });
-    let origin = Origin {
-        registry: registry.clone(),
-        repository: reference.repository.clone(),
-    };
-    Ok(Base {
-        image,
-        origin,
-        rootfs: None,
-    })
 }

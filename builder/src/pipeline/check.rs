@@ -1,19 +1,21 @@
-//! What in this Containerfile does this version not do? Said before anything runs; pure.
+//! What in this Containerfile does this builder not do? Said before anything runs; pure.
 
 use super::BuildError;
 use crate::containerfile::graph::BuildGraph;
-use crate::containerfile::{Containerfile, Instruction, Located, MountKind, Transfer};
+use crate::containerfile::{Containerfile, Instruction, Located};
 
-/// Refuses the first instruction of a needed stage that this version can't carry out.
+/// Refuses the first instruction of a needed stage that can't be carried out.
 pub fn supported(file: &Containerfile, graph: &BuildGraph) -> Result<(), BuildError> {
     for stage in &graph.stages {
         for located in &file.stages[stage.index].instructions {
             if let Some((what, mark)) = unsupported(&located.value) {
+                let (column, source_line) = pointer(located, &mark);
                 return Err(BuildError::Unsupported {
                     file: file.file.clone(),
                     line: located.location.line,
-                    column: column(located, mark),
+                    column,
                     what: what.to_owned(),
+                    source_line,
                 });
             }
         }
@@ -22,58 +24,33 @@ pub fn supported(file: &Containerfile, graph: &BuildGraph) -> Result<(), BuildEr
 }
 
 /// What is not supported, and the text that marks its place.
-fn unsupported(instruction: &Instruction) -> Option<(&'static str, &'static str)> {
-    match instruction {
-        Instruction::Run(run) => run.mounts.iter().find_map(|mount| match mount.kind {
-            MountKind::Bind { .. } | MountKind::Tmpfs { .. } => None,
-            MountKind::Cache { .. } => Some(("RUN --mount=type=cache", "--mount=type=cache")),
-            MountKind::Secret { .. } => Some(("RUN --mount=type=secret", "--mount=type=secret")),
-        }),
-        Instruction::Copy(transfer) => transfer_flag(transfer),
-        Instruction::Add(transfer) => {
-            let is_remote = |text: &str| {
-                ["http://", "https://", "git://", "git@", "ssh://"]
-                    .iter()
-                    .any(|scheme| text.starts_with(scheme))
-            };
-            if transfer.sources.iter().any(|source| is_remote(&source.0)) {
-                return Some(("ADD of a remote source", "://"));
-            }
-            transfer_flag(transfer)
-        }
-        Instruction::Arg(_)
-        | Instruction::Env(_)
-        | Instruction::Label(_)
-        | Instruction::Workdir(_)
-        | Instruction::User(_)
-        | Instruction::Shell(_)
-        | Instruction::Cmd(_)
-        | Instruction::Entrypoint(_)
-        | Instruction::Expose(_)
-        | Instruction::StopSignal(_)
-        | Instruction::Volume(_)
-        | Instruction::Maintainer(_)
-        | Instruction::Healthcheck(_)
-        | Instruction::Onbuild(_) => None,
+fn unsupported(instruction: &Instruction) -> Option<(&'static str, String)> {
+    let Instruction::Add(transfer) = instruction else {
+        return None;
+    };
+    if transfer.keep_git_dir {
+        return Some(("ADD --keep-git-dir", "--keep-git-dir".to_owned()));
     }
+    let git = transfer.sources.iter().find(|source| is_git(&source.0))?;
+    Some(("ADD of a git repository", git.0.clone()))
 }
 
-fn transfer_flag(transfer: &Transfer) -> Option<(&'static str, &'static str)> {
-    [
-        (transfer.parents, "--parents"),
-        (transfer.link, "--link"),
-        (transfer.checksum.is_some(), "--checksum"),
-        (transfer.keep_git_dir, "--keep-git-dir"),
-        (transfer.unpack.is_some(), "--unpack"),
-    ]
-    .into_iter()
-    .find_map(|(given, flag)| given.then_some((flag, flag)))
+/// As BuildKit tells a repository from a file.
+fn is_git(source: &str) -> bool {
+    let schemes = ["git://", "git@", "ssh://", "github.com/"];
+    let web = source.starts_with("http://") || source.starts_with("https://");
+    let path = source.split(['#', '?']).next().unwrap_or_default();
+    schemes.iter().any(|scheme| source.starts_with(scheme)) || (web && path.ends_with(".git"))
 }
 
-fn column(located: &Located<Instruction>, mark: &str) -> usize {
+/// The column of `mark`, and the line to show it in.
+fn pointer(located: &Located<Instruction>, mark: &str) -> (usize, String) {
     let text = &located.location.text;
-    text.find(mark)
-        .map_or(1, |byte| text[..byte].chars().count() + 1)
+    let column = text
+        .find(mark)
+        .map_or(1, |byte| text[..byte].chars().count() + 1);
+    let line: String = text.replace('\t', " ").chars().take(200).collect();
+    (column.min(200), line)
 }
 
 #[cfg(test)]
@@ -98,30 +75,21 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_later_is_refused_with_its_place() {
+    fn what_is_not_done_is_refused_with_its_place() {
         for (text, expected) in [
             (
-                "FROM scratch\nCOPY --chown=1:1 a b\nRUN --mount=type=bind,target=/x true\n",
+                "FROM scratch\nCOPY --chown=1:1 a b\nADD https://example.com/x.git.txt /x\n",
                 None,
             ),
             (
-                "FROM scratch\nCOPY --parents a b\n",
-                Some("Containerfile, line 2, column 6: --parents is not supported yet"),
-            ),
-            (
-                "FROM scratch\n\nRUN --network=none --mount=type=secret,id=x true\n",
+                "FROM scratch\n\nADD --chown=1 https://example.com/x.git#main /x\n",
                 Some(
-                    "Containerfile, line 3, column 20: RUN --mount=type=secret is not supported yet",
+                    "Containerfile, line 3, column 15: ADD of a git repository is not supported\n  \
+                     ADD --chown=1 https://example.com/x.git#main /x\n                ^",
                 ),
             ),
             (
-                "FROM scratch\nADD https://example.com/x /x\n",
-                Some(
-                    "Containerfile, line 2, column 10: ADD of a remote source is not supported yet",
-                ),
-            ),
-            (
-                "FROM scratch AS unused\nCOPY --link a b\nFROM scratch\n",
+                "FROM scratch AS unused\nADD git@example.com:x.git /x\nFROM scratch\n",
                 None,
             ),
         ] {

@@ -3,30 +3,34 @@
 //! The overlay is mounted when the first instruction needs files, so a stage of metadata costs nothing and may start from an image whose
 //! files we don't have. Other stages see a finished one through an overlay of their own, never through its upper directory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::bases::{Base, Name, Outside};
-use super::{BuildError, BuildSpec};
+use tokio::task::JoinHandle;
+
+use super::bases::{Name, Outside};
+use super::{BuildError, BuildSpec, LayerPer};
 use crate::containerfile::graph::{BuildGraph, PlannedStage, Source, StageBase};
-use crate::containerfile::{
-    Containerfile, Instruction, Located, Mount, MountKind, Run, Transfer, Word,
-};
-use crate::copy::{CopyError, CopyRequest, InvalidMode, Verdict, copy};
+use crate::containerfile::{Containerfile, Instruction, Located};
+use crate::copy::{CopyError, CopyRequest, InvalidMode, copy, verdict};
+use crate::digest::InvalidDigest;
 use crate::error::{Class, Classify};
+use crate::fetch::FetchError;
 use crate::ignore::{self, Ignore, IgnoreError};
 use crate::image::{History, ImageConfig};
 use crate::layer;
 use crate::overlay::{Overlay, OverlayError};
 use crate::progress::{Event, Progress, StepNumber, millis};
+use crate::pull::PullError;
 use crate::root::{Root, RootError};
-use crate::sandbox::{Access, Entered, ExitStatus, MountSpec, RunError, RunSpec, StepMount, run};
+use crate::sandbox::{Entered, ExitStatus, RunError};
 use crate::state::{StageState, StateError};
 
-/// Lines of a failed command that its report shows.
-const LAST_LINES: usize = 20;
+mod cache;
+mod run;
+mod transfer;
 
 /// An instruction that failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +61,31 @@ pub enum StepError {
     /// `--exclude`, or the context's ignore file.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
+    /// A secret that the Containerfile requires.
+    #[error("the secret {id:?} is required; give it with --secret id={id},src=FILE")]
+    NoSecret {
+        /// Its id.
+        id: String,
+    },
+    /// A secret that is to be a variable.
+    #[error("the secret {id:?} is no text, so that it can't be the variable {variable}")]
+    SecretIsNoText {
+        /// Its id.
+        id: String,
+        /// Its name.
+        variable: String,
+    },
+    /// `--checksum`
+    #[error("--checksum")]
+    Checksum(#[from] InvalidDigest),
+    /// ADD of a remote file.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// A folder in scratch.
-    #[error("make the folder {}", path.display())]
+    #[error("{operation} {}", path.display())]
     Scratch {
+        /// What was tried.
+        operation: &'static str,
         /// Which.
         path: PathBuf,
         /// Why not.
@@ -73,7 +99,12 @@ pub enum StepError {
 impl Classify for StepError {
     fn class(&self) -> Class {
         match self {
-            Self::Exit { .. } | Self::Mode(_) => Class::CONTENT,
+            Self::Exit { .. }
+            | Self::Mode(_)
+            | Self::Checksum(_)
+            | Self::NoSecret { .. }
+            | Self::SecretIsNoText { .. } => Class::CONTENT,
+            Self::Fetch(error) => error.class(),
             Self::Ignore(error) => error.class(),
             Self::Run(error) => error.class(),
             Self::Copy(error) => error.class(),
@@ -110,41 +141,32 @@ fn exit_text(status: ExitStatus) -> String {
 struct Files {
     /// Top first.
     directories: Vec<PathBuf>,
-    /// The image whose files would have to be below them, but aren't here.
-    missing: Option<String>,
+    /// The image whose files are below them.
+    image: Option<Name>,
 }
 
-impl Files {
-    /// The directories, if they are complete.
-    fn complete(&self) -> Result<&[PathBuf], BuildError> {
-        match &self.missing {
-            None => Ok(&self.directories),
-            Some(name) => Err(BuildError::NotUnpacked { name: name.clone() }),
-        }
-    }
+/// Files that a stage has changed, ready to become a layer.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The changes.
+    pub upper: PathBuf,
+    /// What they are changes to, top first.
+    pub below: Vec<PathBuf>,
+}
+
+/// The files of an image on their way.
+pub enum Pulling {
+    /// Still coming.
+    Running(JoinHandle<Result<Vec<PathBuf>, PullError>>),
+    /// Here, top first.
+    Done(Vec<PathBuf>),
 }
 
 /// A stage that is done.
 #[derive(Debug)]
-pub struct Finished {
+struct Finished {
     state: StageState,
     files: Files,
-    /// True if the first of them is its own and holds a change.
-    pub changed: bool,
-}
-
-impl Finished {
-    /// Its own changes; only if it is `changed`.
-    #[must_use]
-    pub fn upper(&self) -> PathBuf {
-        self.files.directories.first().cloned().unwrap_or_default()
-    }
-
-    /// What its changes are changes to.
-    #[must_use]
-    pub fn below(&self) -> Vec<PathBuf> {
-        self.files.directories.get(1..).unwrap_or_default().to_vec()
-    }
 }
 
 /// All stages of a build, as far as they are done.
@@ -153,11 +175,14 @@ pub struct Stages<'a> {
     file: &'a Containerfile,
     graph: &'a BuildGraph,
     outside: &'a Outside,
+    pulls: BTreeMap<Name, Pulling>,
     entered: Entered,
     progress: &'a Arc<Progress>,
     /// RFC 3339; of the image and its history.
     pub created: String,
     finished: Vec<Finished>,
+    /// What the context hides, once it is known.
+    ignored: Option<Option<Arc<Ignore>>>,
     /// Roots that files were taken from.
     views: BTreeMap<String, View>,
 }
@@ -179,12 +204,15 @@ impl View {
 
 /// The stage that is being built.
 struct Current<'a> {
-    planned: &'a PlannedStage,
     state: StageState,
     /// Below the overlay.
     below: Files,
     overlay: Option<Overlay>,
+    /// Of all its overlays.
     scratch: PathBuf,
+    overlays: usize,
+    number: StepNumber,
+    on_change: &'a mut dyn FnMut(Change),
 }
 
 impl<'a> Stages<'a> {
@@ -194,6 +222,7 @@ impl<'a> Stages<'a> {
         file: &'a Containerfile,
         graph: &'a BuildGraph,
         outside: &'a Outside,
+        pulls: BTreeMap<Name, Pulling>,
         entered: Entered,
         progress: &'a Arc<Progress>,
     ) -> Self {
@@ -209,11 +238,13 @@ impl<'a> Stages<'a> {
             file,
             graph,
             outside,
+            pulls,
             entered,
             progress,
             created: created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             finished: Vec::new(),
             views: BTreeMap::new(),
+            ignored: None,
         }
     }
 
@@ -225,68 +256,96 @@ impl<'a> Stages<'a> {
             .map(|finished| finished.state.image.clone())
     }
 
-    /// Builds the stage `index`; those before it are done.
-    pub fn build(&mut self, index: usize) -> Result<&Finished, BuildError> {
+    /// Builds the stage `index`; those before it are done. Each change of files is told as soon as nothing writes to it any more.
+    pub fn build(
+        &mut self,
+        index: usize,
+        on_change: &mut dyn FnMut(Change),
+    ) -> Result<(), BuildError> {
         let planned = &self.graph.stages[index];
         let instructions = &self.file.stages[planned.index].instructions;
-        let mut current = self.start(index, planned)?;
+        let mut current = self.start(index, planned, on_change)?;
         for (step, located) in instructions.iter().enumerate() {
-            let number = StepNumber {
+            current.number = StepNumber {
                 stage: index + 1,
                 stages: self.graph.stages.len(),
                 step: step + 1,
                 steps: instructions.len(),
             };
+            let number = current.number;
             let text = &located.location.text;
             self.progress.tell(&Event::Step { number, text });
             let began = Instant::now();
-            self.step(&mut current, located, &planned.sources[step], number)
-                .map_err(|source| BuildError::Step {
-                    file: self.file.file.clone(),
-                    line: located.location.line,
-                    text: text.clone(),
-                    source: Box::new(source),
+            self.step(&mut current, located, &planned.sources[step])
+                .map_err(|source| match source {
+                    // Not the instruction's doing.
+                    StepError::Files(error) if error.is_of_an_image() => *error,
+                    source => BuildError::Step {
+                        file: self.file.file.clone(),
+                        line: located.location.line,
+                        text: text.clone(),
+                        source: Box::new(source),
+                    },
                 })?;
             self.progress.tell(&Event::StepDone {
                 number,
                 millis: millis(began.elapsed()),
             });
         }
-        let finished = finish(current)?;
-        self.finished.push(finished);
-        Ok(&self.finished[index])
+        self.seal(&mut current)?;
+        let Current { state, below, .. } = current;
+        self.finished.push(Finished {
+            state,
+            files: below,
+        });
+        Ok(())
     }
 
-    fn start(&self, index: usize, planned: &'a PlannedStage) -> Result<Current<'a>, BuildError> {
+    fn start<'b>(
+        &self,
+        index: usize,
+        planned: &PlannedStage,
+        on_change: &'b mut dyn FnMut(Change),
+    ) -> Result<Current<'b>, BuildError> {
         let scope = self.graph.scope.clone();
         let (state, below) = match &planned.base {
-            StageBase::Scratch => (
-                StageState::scratch(&self.spec.architecture, "linux", scope),
-                Files::default(),
-            ),
+            StageBase::Scratch => {
+                let platform = planned.platform.as_ref();
+                let architecture = platform.map_or(&self.spec.architecture, |p| &p.architecture);
+                (
+                    StageState::scratch(architecture, "linux", scope),
+                    Files::default(),
+                )
+            }
             StageBase::Stage(parent) => {
                 let parent = &self.finished[*parent];
                 (parent.state.derive(), parent.files.clone())
             }
             StageBase::Context(name) | StageBase::Image(name) => {
-                let outside = Name::of_base(&planned.base).map(|name| self.outside.image(&name));
-                let Some(base) = outside.transpose()? else {
+                let Some(called) = Name::of_base(planned) else {
                     return Err(BuildError::ContextIsNoImage { name: name.clone() });
                 };
-                let state = StageState::start(base.image.config.clone(), scope);
-                if !state.base_triggers().is_empty() {
-                    return Err(BuildError::Triggers { name: name.clone() });
-                }
-                (state, files_of(base, name))
+                let base = self.outside.image(&called)?;
+                let files = Files {
+                    directories: Vec::new(),
+                    image: Some(called),
+                };
+                (StageState::start(base.image.config.clone(), scope), files)
             }
         };
-        let scratch = self.spec.scratch.join(format!("stage-{index}"));
         Ok(Current {
-            planned,
             state,
             below,
             overlay: None,
-            scratch,
+            scratch: self.spec.scratch.join(format!("stage-{index}")),
+            overlays: 0,
+            number: StepNumber {
+                stage: index + 1,
+                stages: self.graph.stages.len(),
+                step: 0,
+                steps: 0,
+            },
+            on_change,
         })
     }
 
@@ -295,13 +354,12 @@ impl<'a> Stages<'a> {
         current: &mut Current<'_>,
         located: &Located<Instruction>,
         sources: &[Source],
-        number: StepNumber,
     ) -> Result<(), StepError> {
         let created_by = current.state.apply(&located.value)?;
         match &located.value {
-            Instruction::Run(run) => self.run(current, run, sources, number)?,
-            Instruction::Copy(transfer) => self.copy(current, transfer, sources, false)?,
-            Instruction::Add(transfer) => self.copy(current, transfer, sources, true)?,
+            Instruction::Run(run) => self.run(current, run, sources)?,
+            Instruction::Copy(transfer) => self.transfer(current, transfer, sources, false)?,
+            Instruction::Add(transfer) => self.transfer(current, transfer, sources, true)?,
             Instruction::Workdir(_) => {
                 let workdir = PathBuf::from(current.state.workdir());
                 self.root(current)?.create_directories(&workdir, (0, 0))?;
@@ -323,197 +381,78 @@ impl<'a> Stages<'a> {
         current.state.image.history.push(History {
             created: Some(self.created.clone()),
             created_by: Some(created_by),
-            // Until the stage is done: its layer counts for its last instruction.
+            // Until its changes are sealed: a stage's layer counts for its last instruction.
             empty_layer: true,
             ..History::default()
         });
+        match self.spec.layer_per {
+            LayerPer::Stage => Ok(()),
+            LayerPer::Step => Ok(self.seal(current)?),
+        }
+    }
+
+    /// Ends the overlay, if there is one; what it changed lies below from now on.
+    fn seal(&mut self, current: &mut Current<'_>) -> Result<(), BuildError> {
+        let Some(overlay) = current.overlay.take() else {
+            return Ok(());
+        };
+        let below = self.directories(&current.below)?;
+        let upper = overlay.unmount()?;
+        if layer::has_changes(&upper, &below)? {
+            current.below.directories.insert(0, upper.clone());
+            if let Some(last) = current.state.image.history.last_mut() {
+                last.empty_layer = false;
+            }
+            (current.on_change)(Change { upper, below });
+        }
         Ok(())
     }
 
     /// The stage's own root, writable.
-    fn root(&self, current: &mut Current<'_>) -> Result<Root, StepError> {
-        if current.overlay.is_none() {
-            let below = current.below.complete()?;
-            make_folder(&current.scratch)?;
-            let overlay = Overlay::mount(below, &current.scratch, self.entered.xattrs)?;
-            current.overlay = Some(overlay);
-        }
-        let merged = current
-            .overlay
-            .as_ref()
-            .map(Overlay::merged)
-            .unwrap_or(&current.scratch);
-        Ok(Root::open(merged)?)
-    }
-
-    fn run(
-        &mut self,
-        current: &mut Current<'_>,
-        run_instruction: &Run,
-        sources: &[Source],
-        number: StepNumber,
-    ) -> Result<(), StepError> {
-        let Run {
-            command,
-            heredocs,
-            mounts,
-            network,
-        } = run_instruction;
-        let root = self.root(current)?;
-        let workdir = current.state.workdir().to_owned();
-        root.create_directories(Path::new(&workdir), (0, 0))?;
-        let mut specs = Vec::new();
-        for (mount, source) in mounts.iter().zip(sources) {
-            specs.push(self.mount(current, mount, source)?);
-        }
-        let scratch = current.scratch.join("steps");
-        make_folder(&scratch)?;
-        let command = current.state.command_line(command, heredocs);
-        let spec = RunSpec {
-            root: root.path(),
-            scratch: &scratch,
-            argv: command.argv,
-            env: current.state.run_environment(),
-            workdir: &workdir,
-            user: current.state.user(),
-            mounts: specs,
-            network: *network,
-            stdin: None,
-            files: command
-                .files
-                .into_iter()
-                .map(|(path, content)| (path.into(), content))
-                .collect(),
-            timeout: None,
-        };
-        let mut last = VecDeque::with_capacity(LAST_LINES);
-        let status = run(&spec, &mut |line| {
-            self.progress.tell(&Event::Output { number, line });
-            if last.len() == LAST_LINES {
-                last.pop_front();
+    fn root(&mut self, current: &mut Current<'_>) -> Result<Root, StepError> {
+        let overlay = match current.overlay.take() {
+            Some(overlay) => overlay,
+            None => {
+                let below = self.directories(&current.below)?;
+                let scratch = current.scratch.join(current.overlays.to_string());
+                current.overlays += 1;
+                make_folder(&scratch)?;
+                Overlay::mount(&below, &scratch, self.entered.xattrs)?
             }
-            last.push_back(line.to_owned());
-        })?;
-        if status.is_success() {
-            Ok(())
-        } else {
-            Err(StepError::Exit {
-                status,
-                output: last.into(),
-            })
-        }
+        };
+        let root = Root::open(overlay.merged());
+        current.overlay = Some(overlay);
+        Ok(root?)
     }
 
-    fn mount(
-        &mut self,
-        current: &Current<'_>,
-        mount: &Mount,
-        source: &Source,
-    ) -> Result<MountSpec, StepError> {
-        let target = match &mount.target {
-            Some(target) => current.state.expand(target)?,
-            None => String::new(),
-        };
-        let kind = match &mount.kind {
-            MountKind::Bind { source: path, .. } => {
-                let path = match path {
-                    Some(path) => current.state.expand(path)?,
-                    None => "/".to_owned(),
+    /// All directories of `files`, top first; waits for those that are still coming.
+    fn directories(&mut self, files: &Files) -> Result<Vec<PathBuf>, BuildError> {
+        let mut directories = files.directories.clone();
+        if let Some(name) = &files.image {
+            directories.extend(self.unpacked(name)?);
+        }
+        Ok(directories)
+    }
+
+    fn unpacked(&mut self, name: &Name) -> Result<Vec<PathBuf>, BuildError> {
+        if let Some(rootfs) = &self.outside.image(name)?.rootfs {
+            return Ok(vec![rootfs.clone()]);
+        }
+        match self.pulls.remove(name) {
+            Some(pulling) => {
+                let directories = match pulling {
+                    Pulling::Running(running) => {
+                        tokio::runtime::Handle::current().block_on(running)??
+                    }
+                    Pulling::Done(directories) => directories,
                 };
-                let root = Root::open(self.view(source)?)?;
-                let access = if mount.read_write == Some(true) {
-                    Access::Discard
-                } else {
-                    Access::ReadOnly
-                };
-                StepMount::Bind {
-                    source: root.resolve(Path::new(&path))?,
-                    access,
-                }
+                self.pulls
+                    .insert(name.clone(), Pulling::Done(directories.clone()));
+                Ok(directories)
             }
-            MountKind::Tmpfs { size_bytes } => StepMount::Tmpfs {
-                size_bytes: *size_bytes,
-            },
-            MountKind::Cache { .. } | MountKind::Secret { .. } => {
-                // Refused before the build began.
-                return Err(BuildError::Unsupported {
-                    file: self.file.file.clone(),
-                    line: self.file.stages[current.planned.index].location.line,
-                    column: 1,
-                    what: "this RUN --mount".to_owned(),
-                }
-                .into());
-            }
-        };
-        Ok(MountSpec {
-            target: Path::new(current.state.workdir()).join(target),
-            kind,
-        })
-    }
-
-    fn copy(
-        &mut self,
-        current: &mut Current<'_>,
-        transfer: &Transfer,
-        sources: &[Source],
-        unpack: bool,
-    ) -> Result<(), StepError> {
-        let into = self.root(current)?;
-        let source = sources.first().unwrap_or(&Source::MainContext);
-        let from = Root::open(self.view(source)?)?;
-        let state = &current.state;
-        let expand = |word: &Word| state.expand(word);
-        let mut inline = Vec::new();
-        for heredoc in &transfer.heredocs {
-            inline.push((
-                heredoc.name.clone(),
-                state.inline_file(heredoc)?.into_bytes(),
-            ));
+            // Every image whose files are used is on the list of those to pull.
+            None => Ok(Vec::new()),
         }
-        // What comes from outside belongs to root; what comes from another root file system keeps its owners.
-        let owner = match (&transfer.chown, source) {
-            (Some(owner), _) => Some(into.owner(&expand(owner)?)?),
-            (None, Source::MainContext) => Some((0, 0)),
-            (None, Source::Context(_)) if self.is_directory(source) => Some((0, 0)),
-            (None, Source::Empty | Source::Stage(_) | Source::Context(_) | Source::Image(_)) => {
-                None
-            }
-        };
-        let mode = match &transfer.chmod {
-            Some(mode) => Some(expand(mode)?.parse()?),
-            None => None,
-        };
-        let exclude = Ignore::parse(&state.expand_all(&transfer.exclude)?.join("\n"))?;
-        let exclude = |path: &Path, is_directory: bool| verdict(&exclude, path, is_directory);
-        let request = CopyRequest {
-            sources: state.expand_all(&transfer.sources)?,
-            inline,
-            destination: expand(&transfer.destination)?,
-            workdir: state.workdir().to_owned(),
-            owner,
-            mode,
-            exclude: (!transfer.exclude.is_empty()).then_some(&exclude as _),
-            unpack,
-            time: self
-                .spec
-                .layers
-                .source_date_epoch
-                .and_then(|seconds| i64::try_from(seconds).ok()),
-        };
-        let ignored = match source {
-            Source::MainContext => self.ignored()?,
-            Source::Empty | Source::Stage(_) | Source::Context(_) | Source::Image(_) => None,
-        };
-        let ignored = ignored.map(|ignored| {
-            move |path: &Path, is_directory: bool| verdict(&ignored, path, is_directory)
-        });
-        copy(
-            &request,
-            &from,
-            ignored.as_ref().map(|rule| rule as _),
-            &into,
-        )?;
-        Ok(())
     }
 
     fn is_directory(&self, source: &Source) -> bool {
@@ -521,21 +460,52 @@ impl<'a> Stages<'a> {
     }
 
     /// What the context hides.
-    fn ignored(&self) -> Result<Option<Ignore>, StepError> {
+    fn ignored(&mut self) -> Result<Option<Arc<Ignore>>, StepError> {
+        if let Some(known) = &self.ignored {
+            return Ok(known.clone());
+        }
+        let mut found = None;
         for path in ignore::candidates(&self.spec.containerfile, &self.spec.context) {
             match std::fs::read_to_string(&path) {
-                Ok(text) => return Ok(Some(Ignore::parse(&text)?)),
+                Ok(text) => {
+                    found = Some(Arc::new(Ignore::parse(&text)?));
+                    break;
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(BuildError::ReadFile { path, source }.into()),
             }
         }
-        Ok(None)
+        self.ignored = Some(found.clone());
+        Ok(found)
+    }
+
+    /// Where files of `source` are, without those that an ignore file hides.
+    fn visible(&mut self, source: &Source) -> Result<PathBuf, StepError> {
+        if *source != Source::MainContext {
+            return self.view(source);
+        }
+        let Some(ignored) = self.ignored()? else {
+            return self.view(source);
+        };
+        let copied = self.spec.scratch.join("view-context");
+        if !copied.exists() {
+            make_folder(&copied)?;
+            let everything = CopyRequest {
+                sources: vec![".".to_owned()],
+                destination: "/".to_owned(),
+                ..CopyRequest::default()
+            };
+            let rule = |path: &Path, is_directory: bool| verdict(&ignored, path, is_directory);
+            let (from, into) = (Root::open(&self.spec.context)?, Root::open(&copied)?);
+            copy(&everything, &from, Some(&rule), &into)?;
+        }
+        Ok(copied)
     }
 
     /// Where files of `source` are.
-    fn view(&mut self, source: &Source) -> Result<&Path, StepError> {
+    fn view(&mut self, source: &Source) -> Result<PathBuf, StepError> {
         let (key, files) = match source {
-            Source::MainContext => return Ok(&self.spec.context),
+            Source::MainContext => return Ok(self.spec.context.clone()),
             Source::Empty => ("empty".to_owned(), Files::default()),
             Source::Stage(index) => (
                 format!("of-stage-{index}"),
@@ -546,86 +516,44 @@ impl<'a> Stages<'a> {
                 let called =
                     called.ok_or_else(|| BuildError::ContextIsNoImage { name: name.clone() })?;
                 if let Some(directory) = self.outside.directory(&called) {
-                    return Ok(directory);
+                    return Ok(directory.to_owned());
                 }
-                (
-                    format!("of-image-{}", self.views.len()),
-                    files_of(self.outside.image(&called)?, name),
-                )
+                let files = Files {
+                    directories: Vec::new(),
+                    image: Some(called),
+                };
+                (format!("of-image {name}"), files)
             }
         };
-        if !self.views.contains_key(&key) {
-            let scratch = self.spec.scratch.join(format!("view-{key}"));
-            make_folder(&scratch)?;
-            let view = match files.complete()? {
-                [only] => View::Directory(only.clone()),
-                directories => {
-                    View::Overlay(Overlay::mount(directories, &scratch, self.entered.xattrs)?)
-                }
-            };
-            self.views.insert(key.clone(), view);
+        if let Some(view) = self.views.get(&key) {
+            return Ok(view.path().to_owned());
         }
-        Ok(self
-            .views
-            .get(&key)
-            .map(View::path)
-            .unwrap_or(&self.spec.context))
-    }
-}
-
-fn finish(current: Current<'_>) -> Result<Finished, BuildError> {
-    let Current {
-        planned: _,
-        mut state,
-        below: mut files,
-        overlay,
-        scratch: _,
-    } = current;
-    let mut changed = false;
-    if let Some(overlay) = overlay {
-        let upper = overlay.unmount()?;
-        changed = layer::has_changes(&upper, &files.directories)?;
-        if changed {
-            files.directories.insert(0, upper);
-            if let Some(last) = state.image.history.last_mut() {
-                last.empty_layer = false;
+        let directories = self.directories(&files)?;
+        let view = match directories.as_slice() {
+            [only] => View::Directory(only.clone()),
+            directories => {
+                let scratch = self.spec.scratch.join(format!("view-{}", self.views.len()));
+                make_folder(&scratch)?;
+                View::Overlay(Overlay::mount(directories, &scratch, self.entered.xattrs)?)
             }
-        }
-    }
-    Ok(Finished {
-        state,
-        files,
-        changed,
-    })
-}
-
-fn files_of(base: &Base, name: &str) -> Files {
-    match &base.rootfs {
-        Some(rootfs) => Files {
-            directories: vec![rootfs.clone()],
-            missing: None,
-        },
-        None => Files {
-            directories: Vec::new(),
-            missing: Some(name.to_owned()),
-        },
+        };
+        let path = view.path().to_owned();
+        self.views.insert(key, view);
+        Ok(path)
     }
 }
 
 fn make_folder(path: &Path) -> Result<(), StepError> {
-    std::fs::create_dir_all(path).map_err(|source| StepError::Scratch {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::create_dir_all(path).map_err(scratch("make the folder", path))
 }
 
-fn verdict(ignore: &Ignore, path: &Path, is_directory: bool) -> Verdict {
-    let path = path.to_string_lossy();
-    if !ignore.is_excluded(&path) {
-        Verdict::Included
-    } else if is_directory && ignore.may_include_below(&path) {
-        Verdict::Descend
-    } else {
-        Verdict::Excluded
+fn scratch<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(std::io::Error) -> StepError + 'a {
+    move |source| StepError::Scratch {
+        operation,
+        path: path.to_owned(),
+        source,
     }
 }

@@ -9,43 +9,74 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use super::BuildError;
-use super::bases::Origin;
 use crate::contract::{BUILD_UID_ANNOTATION, Outcome};
 use crate::digest::Digest;
+use crate::error::{Class, Classify as _, chain};
 use crate::image::{Assembled, Descriptor, MANIFEST_MEDIA_TYPE, Manifest};
 use crate::layer::{LayerDescriptor, LayerOptions, write_layer};
+use crate::layout::{Layout, LayoutError};
 use crate::progress::{Event, Progress, millis};
 use crate::reference::Reference;
 use crate::registry::Registry;
+use crate::store::{Passage, Store, StoreError};
 
 /// Blobs looked for or copied at the same time; registries limit connections per client, and each copy holds a piece in memory.
 const BLOBS_AT_ONCE: usize = 6;
 /// Compressed blocks that wait for the network: some 2 MiB.
 const BLOCKS_WAITING: usize = 8;
+/// How often a layer is written anew when the registry has lost its upload: the bytes are not kept, but the stage that they come from is.
+const LAYER_ATTEMPTS: u32 = 3;
 
-/// A tag of a repository, and a client that may push there.
+/// A name in a place for images: a tag of a repository, or one of a layout.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// With the credentials to push.
-    pub registry: Registry,
-    /// Where the manifest goes.
-    pub reference: Reference,
+    store: Store,
+    tag: Option<String>,
+    name: String,
 }
 
 impl Target {
+    /// A tag of a repository, and a client that may push there.
+    #[must_use]
+    pub fn registry(registry: Registry, reference: &Reference) -> Self {
+        Self {
+            store: Store::Registry(registry, reference.repository.clone()),
+            tag: reference.tag.clone(),
+            name: reference.to_string(),
+        }
+    }
+
+    /// A name in an OCI image layout, or none.
+    #[must_use]
+    pub fn layout(layout: Layout, tag: Option<String>) -> Self {
+        let name = match &tag {
+            Some(tag) => format!("oci:{}:{tag}", layout.directory().display()),
+            None => format!("oci:{}", layout.directory().display()),
+        };
+        Self {
+            store: Store::Layout(layout),
+            tag,
+            name,
+        }
+    }
+
+    /// As the user wrote it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The outcome of an earlier attempt of the build `uid`, if it pushed.
     pub(super) async fn earlier_attempt(
         &self,
         uid: &str,
         architecture: &str,
     ) -> Result<Option<Outcome>, BuildError> {
-        let found = match self.registry.manifest(&self.reference, architecture).await {
-            Ok(found) => found,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let Some((digest, bytes)) = self.present(architecture).await? else {
+            return Ok(None);
         };
         // What somebody else put there is no image manifest, or not of this build: it will be replaced.
-        let Ok(manifest) = serde_json::from_slice::<Manifest>(&found.bytes) else {
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
             return Ok(None);
         };
         let is_ours = manifest
@@ -53,7 +84,7 @@ impl Target {
             .get(BUILD_UID_ANNOTATION)
             .is_some_and(|of| of == uid);
         Ok(is_ours.then(|| Outcome::Pushed {
-            digest: found.digest,
+            digest,
             size_bytes: manifest.config.size_bytes
                 + manifest
                     .layers
@@ -66,23 +97,48 @@ impl Target {
         }))
     }
 
-    /// Makes sure that the target has all of `layers`, which are those of an image at `origin`; returns the bytes sent.
+    /// The manifest that has the name now.
+    async fn present(&self, architecture: &str) -> Result<Option<(Digest, Bytes)>, BuildError> {
+        match &self.store {
+            Store::Registry(registry, repository) => {
+                let reference = repository.tagged(self.tag.as_deref().unwrap_or("latest"));
+                match registry.manifest(&reference, architecture).await {
+                    Ok(found) => Ok(Some((found.digest, found.bytes))),
+                    Err(error) if error.is_not_found() => Ok(None),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Store::Layout(layout) => match layout.find(self.tag.as_deref()) {
+                Ok(found) => {
+                    let bytes = layout.blob(found.digest).map_err(StoreError::from)?;
+                    Ok(Some((found.digest, bytes.into())))
+                }
+                Err(LayoutError::NoImage { .. }) => Ok(None),
+                Err(error) => Err(StoreError::from(error).into()),
+            },
+        }
+    }
+
+    /// Makes sure that the target has all of `layers`, which are in `source`; returns the bytes sent.
     pub(super) async fn ensure_layers(
         &self,
-        origin: &Origin,
+        source: &Store,
         layers: &[Descriptor],
         progress: &Progress,
     ) -> Result<u64, BuildError> {
         let began = Instant::now();
         let (mut present, mut mounted, mut copied, mut copied_bytes) = (0, 0, 0, 0);
         let mut moves = stream::iter(layers.to_vec())
-            .map(|layer| async move { self.ensure_layer(origin, &layer).await })
+            .map(|layer| async move {
+                let passage = self.store.copy_blob(source, &layer).await?;
+                Ok::<_, StoreError>((passage, layer.size_bytes))
+            })
             .buffer_unordered(BLOBS_AT_ONCE);
-        while let Some(moved) = moves.try_next().await? {
-            match moved {
-                Moved::Present => present += 1,
-                Moved::Mounted => mounted += 1,
-                Moved::Copied { size_bytes } => {
+        while let Some((passage, size_bytes)) = moves.try_next().await? {
+            match passage {
+                Passage::Present => present += 1,
+                Passage::Mounted => mounted += 1,
+                Passage::Sent => {
                     copied += 1;
                     copied_bytes += size_bytes;
                 }
@@ -99,33 +155,32 @@ impl Target {
         Ok(copied_bytes)
     }
 
-    async fn ensure_layer(&self, origin: &Origin, layer: &Descriptor) -> Result<Moved, BuildError> {
-        let Descriptor {
-            digest, size_bytes, ..
-        } = *layer;
-        let target = &self.reference.repository;
-        if self.registry.has_blob(target, digest).await? {
-            return Ok(Moved::Present);
+    /// Writes what `upper` changes above `lowers` as a layer and uploads it meanwhile. The registry client resumes a broken upload by itself; one that the
+    /// registry has forgotten begins again here, as only we can make the bytes again.
+    pub(super) async fn push_layer(
+        &self,
+        upper: PathBuf,
+        lowers: Vec<PathBuf>,
+        options: LayerOptions,
+    ) -> Result<LayerDescriptor, BuildError> {
+        let mut attempt = 1;
+        loop {
+            let pushed = self
+                .push_layer_once(upper.clone(), lowers.clone(), options)
+                .await;
+            match pushed {
+                Err(BuildError::Store(error))
+                    if attempt < LAYER_ATTEMPTS && is_lost_upload(&error) =>
+                {
+                    tracing::warn!(attempt, error = %chain(&error), "the registry lost an upload, writing the layer again");
+                    attempt += 1;
+                }
+                other => return other,
+            }
         }
-        let Origin {
-            registry,
-            repository,
-        } = origin;
-        if self.registry.mount_blob(target, repository, digest).await? {
-            return Ok(Moved::Mounted);
-        }
-        let mut upload = self.registry.upload(target);
-        let mut blob = std::pin::pin!(registry.blob_stream(repository, digest));
-        while let Some(bytes) = blob.try_next().await? {
-            upload.write(&bytes).await?;
-        }
-        // The registry compares the digest of what it got.
-        upload.finish(digest).await?;
-        Ok(Moved::Copied { size_bytes })
     }
 
-    /// Writes what `upper` changes above `lowers` as a layer and uploads it meanwhile.
-    pub(super) async fn push_layer(
+    async fn push_layer_once(
         &self,
         upper: PathBuf,
         lowers: Vec<PathBuf>,
@@ -135,8 +190,8 @@ impl Target {
         let writer = tokio::task::spawn_blocking(move || {
             write_layer(&upper, &lowers, options, ChannelWriter(send)).map(|(layer, _)| layer)
         });
-        let mut upload = self.registry.upload(&self.reference.repository);
-        let uploaded: Result<_, BuildError> = async {
+        let uploaded: Result<_, StoreError> = async {
+            let mut upload = self.store.upload()?;
             while let Some(bytes) = receive.recv().await {
                 upload.write(&bytes).await?;
             }
@@ -154,21 +209,21 @@ impl Target {
 
     /// The configuration, then the manifest.
     pub(super) async fn push_image(&self, image: Assembled) -> Result<Digest, BuildError> {
-        let mut upload = self.registry.upload(&self.reference.repository);
-        upload.write(&image.config).await?;
-        upload.finish(image.config_descriptor.digest).await?;
+        self.store.put_blob(&image.config).await?;
         let manifest = Bytes::from(image.manifest);
         Ok(self
-            .registry
-            .push_manifest(&self.reference, MANIFEST_MEDIA_TYPE, &manifest)
+            .store
+            .put_manifest(self.tag.as_deref(), MANIFEST_MEDIA_TYPE, &manifest)
             .await?)
     }
 }
 
-enum Moved {
-    Present,
-    Mounted,
-    Copied { size_bytes: u64 },
+/// A registry that restarted may have forgotten what it had begun to take.
+fn is_lost_upload(error: &StoreError) -> bool {
+    match error {
+        StoreError::Registry(error) => error.is_lost_upload() || error.class() == Class::Transient,
+        StoreError::Layout(_) | StoreError::WrongBlob { .. } => false,
+    }
 }
 
 /// Gives what a thread writes to a task.

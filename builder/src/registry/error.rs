@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::digest::Digest;
 use crate::error::{Class, Classify};
 
+/// What errors of a blob's way into a registry say was tried.
+pub(super) const UPLOAD_OPERATION: &str = "upload a blob to";
+
 /// A failed conversation with a registry. Credentials and query strings are never part of it.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -23,6 +26,22 @@ pub enum RegistryError {
         /// The registry's error code: `MANIFEST_UNKNOWN`.
         code: Option<String>,
         /// `: ` and the registry's own words, or empty.
+        detail: String,
+        /// From the Retry-After header.
+        retry_after: Option<Duration>,
+    },
+    /// The token server's refusal: whatever it says, nothing is known about the image.
+    #[error("{operation} {target}: the token server answered {status}{}{detail}", code.as_deref().map(|c| format!(" {c}")).unwrap_or_default())]
+    NoToken {
+        /// `get a token for`.
+        operation: &'static str,
+        /// Repository, with tag or digest.
+        target: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's error code.
+        code: Option<String>,
+        /// `: ` and the server's own words, or empty.
         detail: String,
         /// From the Retry-After header.
         retry_after: Option<Duration>,
@@ -81,8 +100,50 @@ impl RegistryError {
     /// How long the registry wants us to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Refused { retry_after, .. } | Self::NoToken { retry_after, .. } => *retry_after,
             _ => None,
+        }
+    }
+
+    /// The same refusal, from a token server instead of the registry.
+    pub(super) fn of_token_server(self) -> Self {
+        match self {
+            Self::Refused {
+                operation,
+                target,
+                status,
+                code,
+                detail,
+                retry_after,
+            } => Self::NoToken {
+                operation,
+                target,
+                status,
+                code,
+                detail,
+                retry_after,
+            },
+            other => other,
+        }
+    }
+
+    /// Whether the registry no longer knows an upload that it had begun to take: it must be begun again.
+    #[must_use]
+    pub fn is_lost_upload(&self) -> bool {
+        match self {
+            Self::Refused {
+                operation,
+                status,
+                code,
+                ..
+            } => {
+                let code = code.as_deref().unwrap_or_default();
+                *operation == UPLOAD_OPERATION
+                    && (*status == 404
+                        || matches!(code, "BLOB_UPLOAD_UNKNOWN" | "BLOB_UPLOAD_INVALID"))
+            }
+            Self::GaveUp { source, .. } => source.is_lost_upload(),
+            _ => false,
         }
     }
 
@@ -125,7 +186,18 @@ impl Classify for RegistryError {
     fn class(&self) -> Class {
         match self {
             Self::Client(_) => Class::INTERNAL,
+            Self::Transport { source, .. } if source.is_redirect() => Class::INTERNAL,
             Self::Transport { .. } => Class::Transient,
+            Self::NoToken {
+                status: 408 | 425 | 429 | 500 | 502 | 503 | 504,
+                ..
+            } => Class::Transient,
+            Self::NoToken { .. } => Class::RIGHTS,
+            _ if self.is_lost_upload() => Class::Transient,
+            // a blob that was there a moment ago: a registry that lost it, or hasn't told all its parts yet
+            Self::Refused {
+                code: Some(code), ..
+            } if code == "MANIFEST_BLOB_UNKNOWN" => Class::Transient,
             _ if self.is_not_found() => Class::CONTENT,
             Self::Refused {
                 status: 408 | 425 | 429 | 500 | 502 | 503 | 504,

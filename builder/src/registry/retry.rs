@@ -53,7 +53,9 @@ where
     loop {
         let error = match exchange().await {
             Ok(value) => return Ok(value),
-            Err(error) if error.class() != Class::Transient => return Err(error),
+            Err(error) if error.class() != Class::Transient || error.is_lost_upload() => {
+                return Err(error);
+            }
             Err(error) => error,
         };
         if attempt >= bounds.attempts {
@@ -71,7 +73,7 @@ where
 }
 
 /// From 0 to 1; the hasher's keys are random in each process and differ at each call.
-fn jitter() -> f64 {
+pub(crate) fn jitter() -> f64 {
     use std::hash::{BuildHasher as _, RandomState};
     (RandomState::new().hash_one(0u8) >> 11) as f64 / (1u64 << 53) as f64
 }

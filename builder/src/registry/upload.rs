@@ -8,6 +8,7 @@ use reqwest::StatusCode;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use url::Url;
 
+use super::error::UPLOAD_OPERATION;
 use super::retry::retry;
 use super::{Registry, RegistryError, Scope, Subject, header, location};
 use crate::digest::Digest;
@@ -111,13 +112,16 @@ impl Upload {
 
     fn subject(&self) -> Subject<'_> {
         Subject {
-            operation: "upload a blob to",
+            operation: UPLOAD_OPERATION,
             target: &self.target,
         }
     }
 
     async fn open(&self) -> Result<Session, RegistryError> {
-        let subject = self.subject();
+        let subject = Subject {
+            operation: "open an upload to",
+            target: &self.target,
+        };
         let start = self.registry.url(&self.repository, "blobs/uploads/");
         let response = retry(&self.registry.0.bounds, || async {
             self.registry
@@ -196,7 +200,7 @@ impl Upload {
     /// How far the registry came.
     async fn ask(&self, session: Session) -> Result<Session, RegistryError> {
         let subject = Subject {
-            operation: "ask how far an upload came at",
+            operation: UPLOAD_OPERATION,
             target: &self.target,
         };
         let response = self

@@ -178,9 +178,9 @@ fn what_comes_from_outside_reaches_run_and_never_the_image() {
 #[test]
 fn a_derived_stage_inherits_variables_but_no_triggers() {
     let base = on_scratch("ARG A=1\nENV E=2\nCMD [\"x\"]\nONBUILD RUN y");
-    assert_eq!(base.base_triggers(), ["RUN y"]);
+    assert_eq!(super::triggers(&base.image), ["RUN y"]);
     let derived = base.derive();
-    assert_eq!(derived.base_triggers(), [""; 0]);
+    assert_eq!(super::triggers(&derived.image), [""; 0]);
     assert_eq!(environment(&derived), ["E=2", "A=1"]);
     assert_eq!(derived.image.config.cmd, Some(vec!["x".to_owned()]));
 }

@@ -1,0 +1,214 @@
+//! How does a file that ADD names by URL get here? Streamed to the disk, with its digest taken on the way.
+//!
+//! Nothing is asked of the server beyond the file itself: no credentials are sent, and a failure that may pass is tried again as a registry's is.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt as _;
+use reqwest::StatusCode;
+use reqwest::header::LAST_MODIFIED;
+use url::Url;
+
+use crate::copy::Remote;
+use crate::digest::{Digest, Hashing};
+use crate::error::{Class, Classify, chain};
+use crate::registry::Registry;
+use crate::registry::retry::{DEFAULT_BOUNDS, jitter};
+
+/// What BuildKit calls a file whose URL names none.
+const UNNAMED: &str = "__unnamed__";
+
+/// A file that didn't come. URLs are told without user, password and query.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No URL.
+    #[error("{text:?} is no URL")]
+    Url {
+        /// As written.
+        text: String,
+        /// Why not.
+        source: url::ParseError,
+    },
+    /// The server's answer.
+    #[error("fetch {url}: the server answered {status}")]
+    Refused {
+        /// What.
+        url: String,
+        /// HTTP.
+        status: StatusCode,
+    },
+    /// No answer, or one that broke off.
+    #[error("fetch {url}")]
+    Transport {
+        /// What.
+        url: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The disk.
+    #[error("write {}", path.display())]
+    Write {
+        /// Where to.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// `--checksum`
+    #[error("{url} has the digest {got}, but --checksum says {wanted}")]
+    Checksum {
+        /// What.
+        url: String,
+        /// Of the file.
+        got: Digest,
+        /// In the Containerfile.
+        wanted: Digest,
+    },
+}
+
+impl Classify for FetchError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Url { .. } | Self::Checksum { .. } => Class::CONTENT,
+            Self::Refused { status, .. } => match status.as_u16() {
+                408 | 425 | 429 | 500 | 502 | 503 | 504 => Class::Transient,
+                _ => Class::CONTENT,
+            },
+            Self::Transport { .. } | Self::Write { .. } => Class::Transient,
+        }
+    }
+}
+
+/// Fetches `url` to the new file `path`.
+///
+/// # Errors
+/// User: no such file, or another one than `checksum` says. Transient: the network, the disk.
+pub async fn fetch(
+    registry: &Registry,
+    url: &str,
+    path: &Path,
+    checksum: Option<Digest>,
+) -> Result<Remote, FetchError> {
+    let parsed = Url::parse(url).map_err(|source| FetchError::Url {
+        text: url.to_owned(),
+        source,
+    })?;
+    let mut attempt = 1;
+    let time = loop {
+        match fetch_once(registry.http(), &parsed, path, checksum).await {
+            Ok(time) => break time,
+            Err(error)
+                if error.class() == Class::Transient && attempt < DEFAULT_BOUNDS.attempts =>
+            {
+                tracing::warn!(attempt, error = %chain(&error), "fetching failed, trying again");
+                tokio::time::sleep(DEFAULT_BOUNDS.delay(attempt, None, jitter())).await;
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    Ok(Remote {
+        path: path.to_owned(),
+        name: file_name(&parsed),
+        time,
+    })
+}
+
+/// Returns the time that the server gives the file, in seconds since 1970; 0 if it gives none.
+async fn fetch_once(
+    http: &reqwest::Client,
+    url: &Url,
+    path: &Path,
+    checksum: Option<Digest>,
+) -> Result<i64, FetchError> {
+    let told = told(url);
+    let transport = |source: reqwest::Error| FetchError::Transport {
+        url: told.clone(),
+        source: source.without_url(),
+    };
+    let write = |source| FetchError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let response = http.get(url.clone()).send().await.map_err(transport)?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(FetchError::Refused { url: told, status });
+    }
+    let modified = response.headers().get(LAST_MODIFIED);
+    let time = modified
+        .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok())
+        .map_or(0, |date| date.timestamp().as_second());
+    let mut file = Hashing::new(std::fs::File::create(path).map_err(write)?);
+    let mut body = response.bytes_stream();
+    while let Some(part) = body.next().await {
+        file.write_all(&part.map_err(transport)?).map_err(write)?;
+    }
+    let (_, got, _) = file.finish();
+    match checksum {
+        Some(wanted) if wanted != got => Err(FetchError::Checksum {
+            url: told,
+            got,
+            wanted,
+        }),
+        Some(_) | None => Ok(time),
+    }
+}
+
+fn told(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}"));
+    format!(
+        "{}://{host}{}{}",
+        url.scheme(),
+        port.unwrap_or_default(),
+        url.path()
+    )
+}
+
+fn file_name(url: &Url) -> String {
+    let last = url.path().rsplit('/').next().unwrap_or_default();
+    let name = percent_decoded(last);
+    match name.as_str() {
+        "" | "." | ".." => UNNAMED.to_owned(),
+        name if name.contains(['/', '\0']) => UNNAMED.to_owned(),
+        _ => name,
+    }
+}
+
+fn percent_decoded(text: &str) -> String {
+    // A form's rules but for the plus sign, which is an ordinary one in a path.
+    let escaped = format!("x={}", text.replace('+', "%2B").replace('&', "%26"));
+    url::form_urlencoded::parse(escaped.as_bytes())
+        .next()
+        .map(|(_, value)| value.into_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_gives_the_name_and_is_told_without_secrets() {
+        for (url, name, shown) in [
+            (
+                "https://ann:pw@example.com:8443/a/b%20c+d.tar?token=x#y",
+                "b c+d.tar",
+                "https://example.com:8443/a/b%20c+d.tar",
+            ),
+            ("https://example.com/", UNNAMED, "https://example.com/"),
+            (
+                "http://example.com/a/..%2Fb",
+                UNNAMED,
+                "http://example.com/a/..%2Fb",
+            ),
+        ] {
+            let url = Url::parse(url).unwrap();
+            assert_eq!(
+                (file_name(&url).as_str(), told(&url).as_str()),
+                (name, shown)
+            );
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! How does a RUN go? Its mounts, its command, its last words.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use super::cache::Cache;
+use super::{Current, Stages, StepError, make_folder};
+use crate::containerfile::graph::Source;
+use crate::containerfile::{Mount, MountKind, Run};
+use crate::progress::Event;
+use crate::root::Root;
+use crate::sandbox::{Access, MountSpec, RunSpec, StepMount, run};
+
+/// Lines of a failed command that its report shows.
+const LAST_LINES: usize = 20;
+/// Where a secret without a target appears.
+const SECRETS_DIRECTORY: &str = "/run/secrets";
+
+/// What the mounts of one RUN come to.
+#[derive(Default)]
+struct Prepared {
+    specs: Vec<MountSpec>,
+    variables: Vec<(String, String)>,
+    /// Held while the step runs.
+    caches: Vec<Cache>,
+}
+
+impl Stages<'_> {
+    pub(super) fn run(
+        &mut self,
+        current: &mut Current<'_>,
+        run_instruction: &Run,
+        sources: &[Source],
+    ) -> Result<(), StepError> {
+        let Run {
+            command,
+            heredocs,
+            mounts,
+            network,
+        } = run_instruction;
+        let root = self.root(current)?;
+        let workdir = current.state.workdir().to_owned();
+        root.create_directories(Path::new(&workdir), (0, 0))?;
+        let mut prepared = Prepared::default();
+        for (mount, source) in mounts.iter().zip(sources) {
+            self.mount(current, mount, source, &mut prepared)?;
+        }
+        let scratch = current.scratch.join("steps");
+        make_folder(&scratch)?;
+        let command = current.state.command_line(command, heredocs);
+        let mut env = current.state.run_environment();
+        for (name, value) in prepared.variables {
+            env.retain(|(known, _)| *known != name);
+            env.push((name, value));
+        }
+        let spec = RunSpec {
+            root: root.path(),
+            scratch: &scratch,
+            argv: command.argv,
+            env,
+            workdir: &workdir,
+            user: current.state.user(),
+            mounts: prepared.specs,
+            network: *network,
+            stdin: None,
+            files: command
+                .files
+                .into_iter()
+                .map(|(path, content)| (path.into(), content))
+                .collect(),
+            timeout: self.spec.step_timeout,
+        };
+        let number = current.number;
+        let mut last = VecDeque::with_capacity(LAST_LINES);
+        let status = run(&spec, &mut |line| {
+            self.progress.tell(&Event::Output { number, line });
+            if last.len() == LAST_LINES {
+                last.pop_front();
+            }
+            last.push_back(line.to_owned());
+        })?;
+        drop(prepared.caches);
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(StepError::Exit {
+                status,
+                output: last.into(),
+            })
+        }
+    }
+
+    fn mount(
+        &mut self,
+        current: &mut Current<'_>,
+        mount: &Mount,
+        source: &Source,
+        prepared: &mut Prepared,
+    ) -> Result<(), StepError> {
+        let target = match &mount.target {
+            Some(target) => Some(current.state.expand(target)?),
+            None => None,
+        };
+        let inside = |target: &str| Path::new(current.state.workdir()).join(target);
+        match &mount.kind {
+            MountKind::Bind { source: path, .. } => {
+                let path = match path {
+                    Some(path) => current.state.expand(path)?,
+                    None => "/".to_owned(),
+                };
+                let root = Root::open(&self.visible(source)?)?;
+                let access = match mount.read_write {
+                    Some(true) => Access::Discard,
+                    Some(false) | None => Access::ReadOnly,
+                };
+                let kind = StepMount::Bind {
+                    source: root.resolve(Path::new(&path))?,
+                    access,
+                };
+                let target = inside(&target.unwrap_or_default());
+                prepared.specs.push(MountSpec { target, kind });
+            }
+            MountKind::Tmpfs { size_bytes } => {
+                let kind = StepMount::Tmpfs {
+                    size_bytes: *size_bytes,
+                };
+                let target = inside(&target.unwrap_or_default());
+                prepared.specs.push(MountSpec { target, kind });
+            }
+            MountKind::Cache {
+                id,
+                from: _,
+                source: path,
+                sharing,
+                mode,
+                uid,
+                gid,
+            } => {
+                let target = inside(&target.unwrap_or_default());
+                let id = match id {
+                    Some(id) => current.state.expand(id)?,
+                    None => target.to_string_lossy().into_owned(),
+                };
+                let path = match path {
+                    Some(path) => current.state.expand(path)?,
+                    None => "/".to_owned(),
+                };
+                let filled_from = match source {
+                    Source::Empty => None,
+                    source => Some(Root::open(&self.visible(source)?)?),
+                };
+                let directory = match &self.spec.caches {
+                    Some(directory) => directory.clone(),
+                    None => self.spec.scratch.join("caches"),
+                };
+                let cache = Cache {
+                    id,
+                    owner: (uid.unwrap_or(0), gid.unwrap_or(0)),
+                    mode: mode.unwrap_or(0o755),
+                    directory: PathBuf::new(),
+                    lock: None,
+                };
+                let filled = filled_from.as_ref().map(|root| (root, path.as_str()));
+                let cache = cache.open(&directory, sharing, filled)?;
+                let kind = StepMount::Bind {
+                    source: cache.directory.clone(),
+                    access: match mount.read_write {
+                        Some(false) => Access::ReadOnly,
+                        Some(true) | None => Access::ReadWrite,
+                    },
+                };
+                prepared.caches.push(cache);
+                prepared.specs.push(MountSpec { target, kind });
+            }
+            MountKind::Secret {
+                id,
+                required,
+                mode,
+                uid,
+                gid,
+                env,
+            } => {
+                let last = |path: &String| path.rsplit('/').next().map(str::to_owned);
+                let id = id.clone().or_else(|| target.as_ref().and_then(last));
+                let id = id.or_else(|| env.clone()).unwrap_or_default();
+                let Some(secret) = self.spec.secrets.get(&id) else {
+                    return match required {
+                        true => Err(StepError::NoSecret { id }),
+                        false => Ok(()),
+                    };
+                };
+                if let Some(variable) = env {
+                    let text = String::from_utf8(secret.0.clone());
+                    let text = text.map_err(|_| StepError::SecretIsNoText {
+                        id: id.clone(),
+                        variable: variable.clone(),
+                    })?;
+                    prepared.variables.push((variable.clone(), text));
+                    if target.is_none() {
+                        return Ok(());
+                    }
+                }
+                let target = match target {
+                    Some(target) => inside(&target),
+                    None => Path::new(SECRETS_DIRECTORY).join(&id),
+                };
+                let kind = StepMount::File {
+                    content: secret.0.clone(),
+                    mode: mode.unwrap_or(0o400),
+                    uid: uid.unwrap_or(0),
+                    gid: gid.unwrap_or(0),
+                };
+                prepared.specs.push(MountSpec { target, kind });
+            }
+        }
+        Ok(())
+    }
+}
