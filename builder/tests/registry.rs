@@ -1,0 +1,399 @@
+//! Does a push survive what registries and networks do? The program against a real docker-registry behind a proxy that does harm.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't go on fails"
+)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::proxy::{Action, Proxy, Request};
+use common::{Built, DockerRegistry, Workshop, can_build, has};
+
+/// `ann:secret`
+const LOGIN: &str = "Basic YW5uOnNlY3JldA==";
+const CONTAINERFILE: &str = "FROM base\nCOPY big /big\nRUN echo done > /done\n";
+
+fn workshop(test: &str) -> Option<(Workshop, DockerRegistry)> {
+    if !can_build(test) || !has("docker-registry", test) {
+        return None;
+    }
+    let workshop = Workshop::new();
+    // two pieces of an upload, as random as a hash can make it
+    let mut big = Vec::new();
+    let mut block = [0; 32];
+    while big.len() < 12 << 20 {
+        block = sha2_of(&block);
+        big.extend_from_slice(&block);
+    }
+    workshop.file("big", &big);
+    let registry = DockerRegistry::start(&workshop.path(""));
+    Some((workshop, registry))
+}
+
+fn sha2_of(bytes: &[u8]) -> [u8; 32] {
+    let hex = strata_builder::digest::Digest::of(bytes).hex();
+    std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
+}
+
+fn push(workshop: &Workshop, host: &str, more: &[&str]) -> Built {
+    let mut arguments = vec!["--plain-http", host, "--source-date-epoch", "1700000000"];
+    arguments.extend(more);
+    workshop.build_to(CONTAINERFILE, &format!("{host}/org/os:v1"), &arguments)
+}
+
+/// The manifest's digest as the registry itself has it.
+fn digest_at(registry: &DockerRegistry) -> String {
+    let output = std::process::Command::new("skopeo")
+        .args(["inspect", "--tls-verify=false", "--format", "{{.Digest}}"])
+        .arg(format!("docker://{}/org/os:v1", registry.host))
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Harm that is done, by its name: to which request, and what.
+type Harm = (&'static str, fn(&Request) -> bool, Action);
+
+fn harms() -> Vec<Harm> {
+    let busy = |status, headers: &[(&'static str, &str)]| {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()));
+        Action::Answer(status, headers.collect(), "busy")
+    };
+    let head: fn(&Request) -> bool = |request| request.is("HEAD", "/blobs/");
+    let open: fn(&Request) -> bool = |request| request.method == "POST";
+    let piece: fn(&Request) -> bool =
+        |request| request.method == "PATCH" && request.body_bytes > 1 << 20;
+    let close: fn(&Request) -> bool = |request| request.is("PUT", "/blobs/");
+    let manifest: fn(&Request) -> bool = |request| request.is("PUT", "/manifests/");
+    let mut harms = Vec::new();
+    for (name, hit) in [
+        ("looking for a blob", head),
+        ("opening an upload", open),
+        ("a piece", piece),
+        ("closing an upload", close),
+        ("the manifest", manifest),
+    ] {
+        for (harm, action) in [
+            ("429", busy(429, &[("retry-after", "1")])),
+            ("500", busy(500, &[])),
+            ("502", busy(502, &[])),
+            ("503", busy(503, &[])),
+            ("a lost connection", Action::Drop),
+            ("a lost answer", Action::LoseAnswer),
+        ] {
+            harms.push((
+                Box::leak(format!("{harm} for {name}").into_boxed_str()) as &str,
+                hit,
+                action,
+            ));
+        }
+    }
+    harms.push(("half a piece", piece, Action::CutRequest(3 << 20)));
+    harms.push((
+        "nearly a whole piece",
+        piece,
+        Action::CutRequest((8 << 20) - 1),
+    ));
+    harms
+}
+
+#[test]
+fn a_push_survives_harm_to_each_kind_of_request() {
+    let test = "a_push_survives_harm_to_each_kind_of_request";
+    let harms = Mutex::new(harms());
+    let next = || harms.lock().unwrap().pop();
+    // mostly waiting, so several at once
+    let worker = || {
+        let Some((workshop, registry)) = workshop(test) else {
+            return;
+        };
+        let wanted = push(&workshop, &registry.host, &[]).ok().stdout;
+        while let Some((name, hit, action)) = next() {
+            std::fs::remove_dir_all(workshop.path("registry")).unwrap();
+            let mut left = 2;
+            let proxy = Proxy::start(registry.port(), move |request, _| {
+                if hit(request) && left > 0 {
+                    left -= 1;
+                    return action.clone();
+                }
+                Action::Forward
+            });
+            let built = push(&workshop, &proxy.host, &[]);
+            assert_eq!(built.status, 0, "{name}: {}", built.stderr);
+            assert_eq!(built.stdout, wanted, "{name}");
+            assert_eq!(digest_at(&registry), wanted.trim(), "{name}");
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(worker)).collect();
+        workers
+            .into_iter()
+            .for_each(|worker| worker.join().unwrap());
+    });
+}
+
+#[test]
+fn an_upload_that_a_restarted_registry_has_forgotten_begins_again() {
+    let test = "an_upload_that_a_restarted_registry_has_forgotten_begins_again";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let (registry, folder) = (Arc::new(Mutex::new(registry)), workshop.path("registry"));
+    let port = registry.lock().unwrap().port();
+    let restarted = AtomicBool::new(false);
+    let for_proxy = Arc::clone(&registry);
+    let proxy = Proxy::start(port, move |request, _| {
+        let in_the_middle = request.method == "PATCH" && request.body_bytes > 1 << 20;
+        if in_the_middle && !restarted.swap(true, Ordering::SeqCst) {
+            // with it goes what it had received
+            let uploads = folder.join("docker/registry/v2/repositories/org/os/_uploads");
+            std::fs::remove_dir_all(uploads).unwrap();
+            for_proxy.lock().unwrap().restart();
+        }
+        Action::Forward
+    });
+    let built = push(&workshop, &proxy.host, &[]).ok();
+    assert_eq!(digest_at(&registry.lock().unwrap()), built.stdout.trim());
+}
+
+#[test]
+fn what_does_not_pass_is_told_with_its_class_and_without_many_attempts() {
+    let test = "what_does_not_pass_is_told_with_its_class_and_without_many_attempts";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    for (status, code, exit, said) in [
+        (
+            403,
+            "DENIED",
+            77,
+            "the registry answered 403 DENIED: no right",
+        ),
+        (
+            401,
+            "UNAUTHORIZED",
+            77,
+            "the registry answered 401 UNAUTHORIZED: no right",
+        ),
+        (
+            404,
+            "NAME_UNKNOWN",
+            65,
+            "the registry answered 404 NAME_UNKNOWN: no right",
+        ),
+    ] {
+        let text = format!("{{\"errors\":[{{\"code\":\"{code}\",\"message\":\"no right\"}}]}}");
+        let text: &'static str = text.leak();
+        let proxy = Proxy::start(registry.port(), move |request, _| {
+            match request.method.as_str() {
+                "POST" => Action::Answer(status, Vec::new(), text),
+                _ => Action::Forward,
+            }
+        });
+        let built = push(&workshop, &proxy.host, &[]);
+        assert_eq!(built.status, exit, "{}", built.stderr);
+        assert!(built.stderr.contains(said), "{}", built.stderr);
+        let posts = proxy
+            .seen()
+            .iter()
+            .filter(|request| request.method == "POST")
+            .count();
+        assert!(posts <= 10, "{posts} attempts");
+    }
+}
+
+#[test]
+fn a_retried_build_reports_the_image_that_is_there_instead_of_building_it() {
+    let test = "a_retried_build_reports_the_image_that_is_there_instead_of_building_it";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let report = workshop.path("report").display().to_string();
+    let first = push(&workshop, &registry.host, &["--build-uid", "1-2-3"]).ok();
+    let proxy = Proxy::start(registry.port(), |_, _| Action::Forward);
+    let again = push(
+        &workshop,
+        &proxy.host,
+        &["--build-uid", "1-2-3", "--report", &report],
+    )
+    .ok();
+    assert_eq!(again.stdout, first.stdout);
+    assert!(!again.stderr.contains("step 1/2"), "{}", again.stderr);
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(report["outcome"]["alreadyThere"], true);
+    assert!(proxy.seen().iter().all(|request| request.method == "GET"));
+    // another build under the same tag is no attempt of this one
+    let other = push(&workshop, &registry.host, &["--build-uid", "4-5-6"]).ok();
+    assert_ne!(other.stdout, first.stdout);
+}
+
+/// Asks for a login, and remembers who was told it.
+fn guarded(port: u16, then: impl Fn(&Request) -> Action + Send + 'static) -> Proxy {
+    Proxy::start(port, move |request, _| {
+        match request.header("authorization") {
+            Some(LOGIN) => then(request),
+            _ => Action::Answer(
+                401,
+                vec![("www-authenticate", "Basic realm=\"x\"".to_owned())],
+                "",
+            ),
+        }
+    })
+}
+
+fn authfile(workshop: &Workshop, host: &str) -> String {
+    let path = workshop.path("auth.json");
+    let text = format!("{{\"auths\": {{\"{host}\": {{\"auth\": \"YW5uOnNlY3JldA==\"}}}}}}");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn credentials_stay_with_their_registry_whatever_an_upload_or_a_redirect_names() {
+    let test = "credentials_stay_with_their_registry_whatever_an_upload_or_a_redirect_names";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    // An upload's Location leads elsewhere, where another login is asked for.
+    let elsewhere = Proxy::start(registry.port(), |_, before| match before {
+        0 => Action::Answer(
+            401,
+            vec![("www-authenticate", "Basic realm=\"mine\"".to_owned())],
+            "",
+        ),
+        _ => Action::Forward,
+    });
+    let to = format!("http://{}", elsewhere.host);
+    let location = to.clone();
+    let proxy = guarded(registry.port(), move |request| {
+        match request.method.as_str() {
+            "POST" => Action::MoveTo(location.clone()),
+            _ => Action::Forward,
+        }
+    });
+    let login = authfile(&workshop, &proxy.host);
+    let built = push(&workshop, &proxy.host, &["--authfile", &login]);
+    assert_eq!(built.status, 77, "{}", built.stderr);
+    assert!(
+        elsewhere
+            .seen()
+            .iter()
+            .any(|request| request.method == "PATCH" || request.method == "PUT")
+    );
+    for request in elsewhere.seen() {
+        assert_eq!(request.header("authorization"), None, "{request:?}");
+    }
+    // Blobs are redirected elsewhere, as object stores are used.
+    push(&workshop, &registry.host, &[]).ok();
+    let store = Proxy::start(registry.port(), |_, _| Action::Forward);
+    let to = format!("http://{}", store.host);
+    let proxy = guarded(registry.port(), move |request| {
+        match request.is("GET", "/blobs/") {
+            true => Action::Answer(307, vec![("location", format!("{to}{}", request.path))], ""),
+            false => Action::Forward,
+        }
+    });
+    let login = authfile(&workshop, &proxy.host);
+    let from = format!("{}/org/os:v1", proxy.host);
+    let out = format!("oci:{}", workshop.path("pulled").display());
+    let arguments = ["--plain-http", &proxy.host, "--authfile", &login];
+    let text = format!("FROM {from}\nRUN cat /done\n");
+    let built = workshop.build_to(&text, &out, &arguments).ok();
+    assert_eq!(built.output(), ["done"]);
+    assert!(!store.seen().is_empty());
+    for request in store.seen() {
+        assert_eq!(request.header("authorization"), None, "{request:?}");
+    }
+}
+
+#[test]
+fn a_token_server_that_says_not_found_says_nothing_about_the_image() {
+    let test = "a_token_server_that_says_not_found_says_nothing_about_the_image";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let tokens = Proxy::start(registry.port(), |_, _| {
+        Action::Answer(404, Vec::new(), "no such service")
+    });
+    let realm = format!(
+        "Bearer realm=\"http://{}/token\",service=\"x\"",
+        tokens.host
+    );
+    let proxy = Proxy::start(registry.port(), move |_, _| {
+        Action::Answer(401, vec![("www-authenticate", realm.clone())], "")
+    });
+    let built = push(&workshop, &proxy.host, &["--build-uid", "1"]);
+    assert_eq!(built.status, 77, "{}", built.stderr);
+    assert!(
+        built.stderr.contains("the token server answered 404"),
+        "{}",
+        built.stderr
+    );
+}
+
+#[test]
+fn a_pull_survives_broken_connections_and_never_uses_spoiled_bytes() {
+    let test = "a_pull_survives_broken_connections_and_never_uses_spoiled_bytes";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    push(&workshop, &registry.host, &[]).ok();
+    let text = |host: &str| format!("FROM {host}/org/os:v1\nRUN cat /done && sha256sum /big\n");
+    let out = format!("oci:{}", workshop.path("pulled").display());
+    let pull = |host: &str| workshop.build_to(&text(host), &out, &["--plain-http", host]);
+    let wanted = pull(&registry.host).ok();
+    for (name, action, status) in [
+        ("cut in the middle", Action::CutAnswer(5 << 20), 0),
+        ("cut at the start", Action::CutAnswer(0), 0),
+        ("no answer", Action::Drop, 0),
+        ("busy", Action::Answer(503, Vec::new(), ""), 0),
+        ("spoiled", Action::Spoil, 75),
+    ] {
+        std::fs::remove_dir_all(workshop.path("pulled")).unwrap();
+        let always = matches!(action, Action::Spoil);
+        let mut left = 2;
+        let proxy = Proxy::start(registry.port(), move |request, _| {
+            if request.is("GET", "/blobs/") && (always || left > 0) {
+                left -= 1;
+                return action.clone();
+            }
+            Action::Forward
+        });
+        let built = pull(&proxy.host);
+        assert_eq!(built.status, status, "{name}: {}", built.stderr);
+        let output = if status == 0 {
+            wanted.output()
+        } else {
+            Vec::new()
+        };
+        assert_eq!(built.output(), output, "{name}");
+    }
+}
+
+#[test]
+fn a_stalled_answer_is_given_up_and_asked_for_again() {
+    let test = "a_stalled_answer_is_given_up_and_asked_for_again";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let mut left = 1;
+    let proxy = Proxy::start(registry.port(), move |request, _| {
+        if request.is("PUT", "/manifests/") && left > 0 {
+            left -= 1;
+            return Action::Late(Duration::from_secs(3600));
+        }
+        Action::Forward
+    });
+    let began = Instant::now();
+    push(&workshop, &proxy.host, &["--idle-timeout", "2s"]).ok();
+    assert!(began.elapsed() < Duration::from_secs(60));
+}
