@@ -35,6 +35,17 @@ pub struct BuildReport {
     pub peak_rss_bytes: u64,
 }
 
+impl BuildReport {
+    /// The pushed manifest's digest, if there is one.
+    #[must_use]
+    pub fn pushed(&self) -> Option<Digest> {
+        match &self.outcome {
+            Outcome::Pushed { digest, .. } => Some(*digest),
+            Outcome::Failed(_) => None,
+        }
+    }
+}
+
 /// How a build ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "result")]
@@ -64,7 +75,7 @@ pub enum Outcome {
 pub struct Failure {
     /// Who can end it.
     pub class: Class,
-    /// One sentence, causes joined by `: `.
+    /// One sentence, causes joined by `: `; where a step failed, without its place.
     pub message: String,
     /// The instruction that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -500,31 +500,35 @@ fn start_layer(
 }
 
 fn failure(error: &BuildError) -> Failure {
-    let step = match error {
-        BuildError::Step {
-            file,
-            line,
-            text,
-            source,
-        } => {
-            let (exit_status, output) = match &**source {
-                StepError::Exit { status, output } => (Some(status.code()), output.clone()),
-                _ => (None, Vec::new()),
-            };
-            Some(FailedStep {
-                file: file.clone(),
-                line: *line,
-                text: text.clone(),
-                exit_status,
-                output,
-            })
-        }
-        _ => None,
+    let class = error.class();
+    let BuildError::Step {
+        file,
+        line,
+        text,
+        source,
+    } = error
+    else {
+        return Failure {
+            class,
+            message: chain(error),
+            step: None,
+        };
+    };
+    let (exit_status, output) = match &**source {
+        StepError::Exit { status, output } => (Some(status.code()), output.clone()),
+        _ => (None, Vec::new()),
     };
     Failure {
-        class: error.class(),
-        message: chain(error),
-        step,
+        class,
+        // the place is told by the step
+        message: chain(&**source),
+        step: Some(FailedStep {
+            file: file.clone(),
+            line: *line,
+            text: text.clone(),
+            exit_status,
+            output,
+        }),
     }
 }
 

@@ -35,7 +35,8 @@ pub use upload::Upload;
 use crate::digest::Digest;
 use crate::reference::{Reference, Repository};
 use auth::Challenge;
-use retry::{Bounds, DEFAULT_BOUNDS, retry};
+pub use retry::Bounds;
+use retry::{DEFAULT_BOUNDS, retry};
 
 /// Registries bound manifests at 4 MiB; configurations of large images stay below this too.
 const LARGEST_DOCUMENT_BYTES: usize = 8 << 20;

@@ -37,6 +37,8 @@ pub const DEFAULT_PULL_SECRET: &str = "global-pull-secret-copy";
 pub const RENDERED_PREFIX: &str = "rendered-";
 /// `metav1.FinalizerDeleteDependents`: a MachineOSBuild goes only after its Job.
 pub const FOREGROUND_FINALIZER: &str = "foregroundDeletion";
+/// Ours: the object stays until images, Jobs and builds that belong to it are gone.
+pub const CLEANUP_FINALIZER: &str = "strata.image-mode.dev/cleanup";
 /// Prefix of Strata's own keys.
 pub const OWN_PREFIX: &str = "strata.image-mode.dev/";
 
@@ -97,6 +99,8 @@ pub mod annotation {
     pub const NODE_DESIRED_IMAGE: &str = "machineconfiguration.openshift.io/desiredImage";
     /// On a MachineOSBuild: key over everything that enters the image.
     pub const CONTENT_KEY: &str = "strata.image-mode.dev/content-key";
+    /// On a MachineOSBuild that was interrupted for a newer one: that one's name. If it is wanted again, it is built again.
+    pub const SUPERSEDED_BY: &str = "strata.image-mode.dev/superseded-by";
     /// On a MachineOSBuild: the tier that its builder ran in.
     pub const TIER: &str = "strata.image-mode.dev/tier";
 }

@@ -1,10 +1,12 @@
 //! Valid objects for tests; a test changes what it is about.
 
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::api::machine_os_config::{ContainerfileArch, OsContainerfile};
-use crate::api::{MachineConfig, MachineConfigPool, MachineOSConfig, annotation};
+use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation};
 use crate::inputs::{BuildInputs, OptionalMounts, Sources};
+use crate::phase::Phase;
 
 const DIGEST: &str = "sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
 
@@ -67,4 +69,26 @@ pub(crate) fn inputs() -> BuildInputs {
         optional: OptionalMounts::default(),
     })
     .unwrap()
+}
+
+/// The build of [`inputs`], succeeded with `image`.
+pub(crate) fn os_build_with_image(image: &str) -> MachineOSBuild {
+    let mut os_build = os_build();
+    let status = os_build.status.get_or_insert_default();
+    Phase::Succeeded.write(status.conditions.get_or_insert_default(), None, now());
+    status.digested_image_push_spec = Some(image.to_owned());
+    os_build
+}
+
+/// The build of [`inputs`] as the apiserver has it before anything was written to its status.
+pub(crate) fn os_build() -> MachineOSBuild {
+    let mut os_build = crate::os_config::new_build(&inputs(), &os_config());
+    os_build.metadata.uid = Some("build-uid".to_owned());
+    os_build.metadata.resource_version = Some("1".to_owned());
+    os_build
+}
+
+/// A moment.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_second(1_700_000_000).unwrap_or_default()
 }

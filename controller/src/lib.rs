@@ -1,18 +1,49 @@
 //! Turns MachineOSConfigs into builds, digests and registry cleanup.
+//!
+//! ```text
+//! watches ─► cache ─► queues ─► os_config, os_build: observe ─► plan ─► apply ─► apiserver, registry
+//!                                    │                  pure
+//!                                    └ wanted, inputs, render, job, phase, usage: pure
+//! ```
+//!
+//! | question | module |
+//! | --- | --- |
+//! | which objects, under which keys? | [`api`] |
+//! | what is built, under which name? | [`wanted`], [`inputs`], [`yaml`], [`render`] |
+//! | with which objects, and how does the Job stand? | [`job`], [`secrets`], [`phase`] |
+//! | what is to be done? | [`os_config`], [`os_build`], [`plan`] |
+//! | who does it? | [`apply`], [`ledger`], [`registries`] |
+//! | does anything need an image? | [`usage`] |
+//! | what is the case? | [`watches`], [`cache`], [`context`] |
+//! | how does the program run? | [`run`], [`settings`], [`lease`], [`admin`], [`backoff`] |
+//! | who is told? | [`events`], [`metrics`], [`telemetry`], [`error`] |
 
 pub mod admin;
 pub mod api;
+pub mod apply;
 pub mod backoff;
+pub mod cache;
+pub mod context;
+pub mod error;
 pub mod events;
 #[cfg(test)]
 mod fixtures;
 pub mod inputs;
 pub mod job;
 pub mod lease;
+pub mod ledger;
 pub mod metrics;
+pub mod os_build;
+pub mod os_config;
 pub mod phase;
+pub mod plan;
+pub mod registries;
 pub mod render;
+pub mod run;
 pub mod secrets;
 pub mod settings;
 pub mod telemetry;
+pub mod usage;
+pub mod wanted;
+pub mod watches;
 pub mod yaml;

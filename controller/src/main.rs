@@ -1,3 +1,51 @@
 //! The controller program.
 
-fn main() {}
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use strata_controller::settings::RunArgs;
+use strata_controller::{run, telemetry};
+
+/// Builds an operating-system image for each MachineOSConfig of a cluster, and removes images that nothing needs.
+#[derive(Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controller until it is told to stop
+    Run(Box<RunArgs>),
+}
+
+fn main() -> ExitCode {
+    let Command::Run(arguments) = Program::parse().command;
+    match start(*arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: RunArgs) -> anyhow::Result<()> {
+    telemetry::init(&arguments.log.filter, arguments.log.format)?;
+    let settings = arguments.validate()?;
+    // ring is the only provider compiled in; whoever came first installed the same one
+    let _installed_before = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(async {
+            let client = kube::Client::try_default()
+                .await
+                .context("find a cluster: in one, or by KUBECONFIG")?;
+            run::run(client, settings).await?;
+            Ok(())
+        })
+}

@@ -24,6 +24,12 @@ pub const LEGACY_KEY: &str = ".dockercfg";
 pub struct DockerConfig(Vec<u8>);
 
 impl DockerConfig {
+    /// Without credentials.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self(br#"{"auths":{}}"#.to_vec())
+    }
+
     /// The document.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

@@ -32,7 +32,7 @@ spec = {
     "extensions": [],
     "kernelArguments": [],
     "fips": False,
-    "config": {"ignition": {"version": "3.4.0"}, "storage": {"files": [file(i) for i in range(60)]}, "systemd": {"units": [unit(i) for i in range(40)]}},
+    "config": {"ignition": {"version": "3.3.0"}, "storage": {"files": [file(i) for i in range(60)]}, "systemd": {"units": [unit(i) for i in range(40)]}},
 }
 rendered = "rendered-worker-" + hashlib.md5(json.dumps(spec).encode()).hexdigest()
 configuration = {"name": rendered, "source": [{"apiVersion": group, "kind": "MachineConfig", "name": "00-worker"}]}

@@ -50,7 +50,7 @@ pub fn machine_config(name: &str, os_image_url: &str) -> Value {
             "kernelArguments": [],
             "fips": false,
             "config": {
-                "ignition": {"version": "3.4.0"},
+                "ignition": {"version": "3.3.0"},
                 "storage": {"files": [{
                     "path": "/etc/scenario/nice.conf", "mode": 420, "overwrite": true,
                     "contents": {"source": format!("data:text/plain;charset=utf-8;base64,{content}")},

@@ -1,0 +1,437 @@
+//! Performs the steps of a plan: the only writer to the apiserver, and the only one that deletes images.
+//!
+//! Steps are done in order; the first that fails ends the pass. A step that finds its work done is a success. Writes to
+//! the root object carry the version that was observed, deletions the UID.
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::runtime::controller::Action;
+use kube::{Api, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use strata_builder::error::chain;
+use tracing::{debug, info};
+
+use crate::api::{
+    CLEANUP_FINALIZER, FIELD_MANAGER, GROUP, MachineOSBuild, MachineOSConfig, VERSION,
+};
+use crate::context::Context;
+use crate::error::{Error, code};
+use crate::events::{Notice, Reason};
+use crate::metrics::{Kind, Outcome};
+use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
+
+/// Longer than the apiserver's own limit of a minute for a request, so that its answer is what is told.
+const STEP_LIMIT: Duration = Duration::from_secs(90);
+
+/// The object that a plan is about.
+#[derive(Clone, Debug)]
+pub struct Root {
+    kind: &'static str,
+    name: String,
+    uid: String,
+    /// As observed, then as each write leaves it.
+    resource_version: Option<String>,
+    finalizers: Vec<String>,
+}
+
+impl Root {
+    /// A MachineOSConfig.
+    #[must_use]
+    pub fn of_config(os_config: &MachineOSConfig) -> Self {
+        Self::of("MachineOSConfig", os_config)
+    }
+
+    /// A MachineOSBuild.
+    #[must_use]
+    pub fn of_build(os_build: &MachineOSBuild) -> Self {
+        Self::of("MachineOSBuild", os_build)
+    }
+
+    fn of(kind: &'static str, object: &impl Resource) -> Self {
+        Self {
+            kind,
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
+            resource_version: object.resource_version(),
+            finalizers: object.finalizers().to_vec(),
+        }
+    }
+
+    fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some(format!("{GROUP}/{VERSION}")),
+            kind: Some(self.kind.to_owned()),
+            name: Some(self.name.clone()),
+            uid: Some(self.uid.clone()),
+            resource_version: self.resource_version.clone(),
+            ..ObjectReference::default()
+        }
+    }
+
+    fn object(&self) -> String {
+        format!("{} {}", self.kind, self.name)
+    }
+}
+
+/// Performs `plan` for `root`, and says when to look again.
+///
+/// # Errors
+///
+/// Of the first step that failed.
+///
+/// # Cancel safety
+///
+/// Steps done stay done; the next pass goes on from there.
+pub async fn perform(
+    context: &Context,
+    kind: Kind,
+    mut root: Root,
+    plan: Plan,
+) -> Result<Action, Error> {
+    let Plan {
+        rule,
+        steps,
+        requeue,
+    } = plan;
+    context.metrics.rule(kind, rule);
+    let count = steps.len();
+    for step in steps {
+        let name = step.name();
+        let begin = Instant::now();
+        let done = tokio::time::timeout(STEP_LIMIT, run(context, &mut root, step))
+            .await
+            .unwrap_or(Err(Error::Timeout {
+                what: name,
+                limit: STEP_LIMIT,
+            }));
+        let outcome = match &done {
+            Ok(()) => Outcome::Done,
+            Err(_) => Outcome::Failed,
+        };
+        context.metrics.step(name, outcome, begin.elapsed());
+        debug!(object = root.object(), rule, step = name, elapsed = ?begin.elapsed(), ok = done.is_ok(), "step");
+        done?;
+    }
+    if count == 0 {
+        debug!(object = root.object(), rule, "nothing to do");
+    } else {
+        info!(object = root.object(), rule, steps = count, "reconciled");
+    }
+    Ok(match requeue {
+        Requeue::OnChange => Action::await_change(),
+        Requeue::After(delay) => Action::requeue(delay),
+    })
+}
+
+async fn run(context: &Context, root: &mut Root, step: Step) -> Result<(), Error> {
+    let client = || context.client.clone();
+    let namespace = &context.settings.namespace;
+    let name = step.name();
+    match step {
+        Step::AddFinalizer => {
+            if !root.finalizers.iter().any(|one| one == CLEANUP_FINALIZER) {
+                root.finalizers.push(CLEANUP_FINALIZER.to_owned());
+            }
+            let change = json!({"metadata": {"finalizers": root.finalizers}});
+            patch_root(context, root, name, change, false).await
+        }
+        Step::RemoveFinalizer => {
+            root.finalizers.retain(|one| one != CLEANUP_FINALIZER);
+            let change = json!({"metadata": {"finalizers": root.finalizers}});
+            patch_root(context, root, name, change, false).await
+        }
+        Step::Annotate(changes) => {
+            let annotations: serde_json::Map<String, Value> = changes
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), json!(value)))
+                .collect();
+            let change = json!({"metadata": {"annotations": annotations}});
+            patch_root(context, root, name, change, false).await
+        }
+        Step::SetConfigStatus(status) => {
+            patch_root(context, root, name, json!({"status": status}), true).await
+        }
+        Step::SetBuildStatus(status) => {
+            patch_root(context, root, name, json!({"status": status}), true).await
+        }
+        Step::CreateBuild(os_build) => {
+            ensure(
+                &Api::all(client()),
+                name,
+                "MachineOSBuild",
+                os_build.as_ref(),
+            )
+            .await
+        }
+        Step::DeleteBuild(target) => {
+            let api: Api<MachineOSBuild> = Api::all(client());
+            delete(&api, name, "MachineOSBuild", &target, None).await
+        }
+        Step::CreateObjects(objects) => {
+            let config_maps: Api<ConfigMap> = Api::namespaced(client(), namespace);
+            let secrets: Api<Secret> = Api::namespaced(client(), namespace);
+            for config_map in &objects.config_maps {
+                ensure(&config_maps, name, "ConfigMap", config_map).await?;
+            }
+            for secret in &objects.secrets {
+                ensure(&secrets, name, "Secret", secret).await?;
+            }
+            let jobs: Api<Job> = Api::namespaced(client(), namespace);
+            ensure(&jobs, name, "Job", &objects.job).await
+        }
+        Step::DeleteJob(target) => {
+            let api: Api<Job> = Api::namespaced(client(), namespace);
+            // it stays until its pods have ended, so that nothing is pushed after its image was deleted
+            let foreground = Some(PropagationPolicy::Foreground);
+            delete(&api, name, "Job", &target, foreground).await
+        }
+        Step::DeleteConfigMap(target) => {
+            let api: Api<ConfigMap> = Api::namespaced(client(), namespace);
+            delete(&api, name, "ConfigMap", &target, None).await
+        }
+        Step::DeleteSecret(target) => {
+            let api: Api<Secret> = Api::namespaced(client(), namespace);
+            delete(&api, name, "Secret", &target, None).await
+        }
+        Step::DeleteImage(deletion) => delete_image(context, root, &deletion).await,
+        Step::Remember(entry) => {
+            context.ledger.remember(&entry).await?;
+            context.unneeded.notify_one();
+            Ok(())
+        }
+        Step::Tell(notice) => {
+            context.recorder.publish(&root.reference(), &notice).await;
+            Ok(())
+        }
+    }
+}
+
+/// Changes the root object if it still is what was observed.
+async fn patch_root(
+    context: &Context,
+    root: &mut Root,
+    step: &'static str,
+    mut change: Value,
+    is_status: bool,
+) -> Result<(), Error> {
+    change["metadata"]["resourceVersion"] = json!(root.resource_version);
+    change["metadata"]["uid"] = json!(root.uid);
+    let client = context.client.clone();
+    let version = if root.kind == "MachineOSConfig" {
+        patch(
+            &Api::<MachineOSConfig>::all(client),
+            root,
+            &change,
+            is_status,
+        )
+        .await
+    } else {
+        patch(
+            &Api::<MachineOSBuild>::all(client),
+            root,
+            &change,
+            is_status,
+        )
+        .await
+    };
+    match version {
+        Ok(version) => {
+            root.resource_version = version;
+            Ok(())
+        }
+        // its last finalizer is off, by us or by somebody else
+        Err(source) if code(&source) == Some(404) => {
+            debug!(object = root.object(), step, "gone");
+            Ok(())
+        }
+        Err(source) => Err(Error::Write {
+            step,
+            object: root.object(),
+            source,
+        }),
+    }
+}
+
+async fn patch<K>(
+    api: &Api<K>,
+    root: &Root,
+    change: &Value,
+    is_status: bool,
+) -> Result<Option<String>, kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let parameters = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let change = Patch::Merge(change);
+    let changed = if is_status {
+        api.patch_status(&root.name, &parameters, &change).await?
+    } else {
+        api.patch(&root.name, &parameters, &change).await?
+    };
+    Ok(changed.resource_version())
+}
+
+/// Creates `object`. One that is there is fine if it has the same owner; otherwise it is an earlier build's, on its way out.
+async fn ensure<K>(
+    api: &Api<K>,
+    step: &'static str,
+    kind: &'static str,
+    object: &K,
+) -> Result<(), Error>
+where
+    K: Resource + Clone + DeserializeOwned + Serialize + Debug,
+{
+    let name = object.name_any();
+    let object_name = || format!("{kind} {name}");
+    let parameters = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    let failed = |source| Error::Write {
+        step,
+        object: object_name(),
+        source,
+    };
+    match api.create(&parameters, object).await {
+        Ok(_) => return Ok(()),
+        Err(error) if code(&error) == Some(409) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let Some(found) = api.get_opt(&name).await.map_err(failed)? else {
+        // gone in between: the next pass makes it
+        return Err(Error::Taken {
+            step,
+            object: object_name(),
+        });
+    };
+    let owners = |object: &K| -> Vec<String> {
+        let owners = object.owner_references().iter();
+        owners.map(|owner| owner.uid.clone()).collect()
+    };
+    let is_ours = owners(object)
+        .iter()
+        .any(|uid| owners(&found).contains(uid));
+    if is_ours {
+        debug!(object = object_name(), step, "is there already");
+        return Ok(());
+    }
+    if found.meta().deletion_timestamp.is_none()
+        && matches!(kind, "ConfigMap" | "Secret")
+        && found
+            .owner_references()
+            .iter()
+            .all(|owner| owner.kind == "MachineOSBuild" || owner.kind == "Job")
+    {
+        let stale = Target {
+            name: name.clone(),
+            uid: found.uid().unwrap_or_default(),
+        };
+        delete(api, step, kind, &stale, None).await?;
+        return api
+            .create(&parameters, object)
+            .await
+            .map(|_| ())
+            .map_err(failed);
+    }
+    Err(Error::Taken {
+        step,
+        object: object_name(),
+    })
+}
+
+/// Deletes what was observed; that it is gone, or that another has its name by now, is success.
+async fn delete<K>(
+    api: &Api<K>,
+    step: &'static str,
+    kind: &'static str,
+    target: &Target,
+    propagation: Option<PropagationPolicy>,
+) -> Result<(), Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let parameters = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(target.uid.clone()),
+            resource_version: None,
+        }),
+        propagation_policy: Some(propagation.unwrap_or(PropagationPolicy::Background)),
+        ..DeleteParams::default()
+    };
+    match api.delete(&target.name, &parameters).await {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(code(&error), Some(404 | 409)) => {
+            debug!(
+                kind,
+                name = target.name,
+                uid = target.uid,
+                step,
+                "gone already"
+            );
+            Ok(())
+        }
+        Err(source) => Err(Error::Write {
+            step,
+            object: format!("{kind} {}", target.name),
+            source,
+        }),
+    }
+}
+
+async fn delete_image(
+    context: &Context,
+    root: &Root,
+    deletion: &ImageDeletion,
+) -> Result<(), Error> {
+    let ImageDeletion { image, push_secret } = deletion;
+    let Some(digest) = image.digest else {
+        return Ok(());
+    };
+    // once more, since a node may have taken it since it was observed
+    if let Some(used) = context.users().await?.of(digest, Some(&root.uid)) {
+        return Err(Error::InUse {
+            image: image.to_string(),
+            used: used.to_string(),
+        });
+    }
+    let registry = context
+        .registries
+        .open(push_secret)
+        .await
+        .map_err(|source| Error::Access {
+            image: image.to_string(),
+            source,
+        })?;
+    match registry.delete_manifest(&image.repository, digest).await {
+        Ok(()) => {
+            info!(object = root.object(), %image, "deleted the image");
+            let told = format!("{image} was deleted from the registry");
+            let notice = Notice::new(Reason::BuildDeleted, told);
+            context.recorder.publish(&root.reference(), &notice).await;
+            Ok(())
+        }
+        Err(error) if error.is_refused_deletion() => {
+            let told = format!(
+                "{image} stays in the registry, which does not delete it: {}; grant the right to delete to the credentials in secret {push_secret}, or delete it by hand",
+                chain(&error)
+            );
+            info!(object = root.object(), %image, error = chain(&error), "the registry does not delete the image");
+            let notice = Notice::new(Reason::ImageNotDeleted, told);
+            context.recorder.publish(&root.reference(), &notice).await;
+            Ok(())
+        }
+        Err(source) => Err(Error::Registry {
+            image: image.to_string(),
+            source,
+        }),
+    }
+}

@@ -1,0 +1,128 @@
+//! What can go wrong in a pass, and who can end it?
+
+use std::time::Duration;
+
+use strata_builder::error::{Class, Classify};
+use strata_builder::registry::RegistryError;
+
+use crate::ledger::LedgerError;
+use crate::registries::RegistriesError;
+
+/// A pass that could not be finished; the object is looked at again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The apiserver didn't give an object.
+    #[error("read {object}")]
+    Read {
+        /// Kind and name.
+        object: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The apiserver didn't take a change.
+    #[error("{step} {object}")]
+    Write {
+        /// The step's name.
+        step: &'static str,
+        /// Kind and name.
+        object: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// An object of the same name belongs to somebody else, or to an earlier build that is still being removed.
+    #[error("{step} {object}: there is one with another owner")]
+    Taken {
+        /// The step's name.
+        step: &'static str,
+        /// Kind and name.
+        object: String,
+    },
+    /// A registry can't be reached as it should be.
+    #[error("reach the registry of {image}")]
+    Access {
+        /// The image.
+        image: String,
+        /// Why.
+        #[source]
+        source: RegistriesError,
+    },
+    /// A registry failed.
+    #[error("delete {image}")]
+    Registry {
+        /// By digest.
+        image: String,
+        /// Why.
+        #[source]
+        source: RegistryError,
+    },
+    /// Something has begun to use an image since it was seen to be unneeded.
+    #[error("delete {image}: {used} by now")]
+    InUse {
+        /// By digest.
+        image: String,
+        /// Who.
+        used: String,
+    },
+    /// The ledger can't be read or written.
+    #[error("keep the ledger of images")]
+    Ledger(#[from] LedgerError),
+    /// Nobody answered.
+    #[error("{what} was not done after {} s", limit.as_secs())]
+    Timeout {
+        /// What was tried.
+        what: &'static str,
+        /// How long it may take.
+        limit: Duration,
+    },
+}
+
+impl Error {
+    /// Whether another writer was faster: nothing is wrong, the object is to be looked at again at once.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Error::Write { source, .. } => code(source) == Some(409),
+            Error::Ledger(source) => source.is_conflict(),
+            Error::Read { .. }
+            | Error::Taken { .. }
+            | Error::Access { .. }
+            | Error::Registry { .. }
+            | Error::InUse { .. }
+            | Error::Timeout { .. } => false,
+        }
+    }
+}
+
+/// The HTTP status of the apiserver's answer, if it gave one.
+#[must_use]
+pub fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// The class of a failed request to the apiserver.
+#[must_use]
+pub fn class_of(error: &kube::Error) -> Class {
+    match code(error) {
+        Some(401 | 403) => Class::RIGHTS,
+        Some(400 | 404 | 405 | 413 | 415 | 422) => Class::INTERNAL,
+        // conflicts, rate limits, restarts, and no answer at all
+        Some(_) | None => Class::Transient,
+    }
+}
+
+impl Classify for Error {
+    fn class(&self) -> Class {
+        match self {
+            Error::Read { source, .. } | Error::Write { source, .. } => class_of(source),
+            Error::Taken { .. } | Error::InUse { .. } | Error::Timeout { .. } => Class::Transient,
+            Error::Access { source, .. } => source.class(),
+            Error::Registry { source, .. } => source.class(),
+            Error::Ledger(source) => source.class(),
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What is the case around a MachineOSBuild? All reads of its reconciler; no write, no choice.
+//!
+//! A build that has ended never changes again, so it is judged by what the watches told. Everything of one that hasn't,
+//! and of one that is being deleted, is read anew: a watch that lags behind our own writes must not start a Job twice
+//! or take a finished one for lost.
+
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, Resource, ResourceExt as _};
+use strata_builder::contract::BuildReport;
+use strata_builder::reference::Reference;
+
+use super::prepare::{Preparation, prepare};
+use crate::api::{CLEANUP_FINALIZER, MachineOSBuild, annotation, label, name};
+use crate::cache::{Kept, Meta};
+use crate::context::Context;
+use crate::error::Error;
+use crate::job::{JobOutcome, outcome};
+use crate::os_config::controls;
+use crate::phase::Phase;
+use crate::plan::Target;
+use crate::registries::Answer;
+use crate::usage::Use;
+use crate::wanted::{degraded, wanted};
+
+/// A MachineOSBuild and all that its plan depends on.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The build.
+    pub os_build: MachineOSBuild,
+    /// Where its Job and the other objects made for it live.
+    pub namespace: String,
+    /// The build that its config wants; none if that can't be told, or nobody controls this build any more.
+    pub wanted: Option<String>,
+    /// Whether and with what it could start; only of a build that has not begun.
+    pub preparation: Preparation,
+    /// The Job of its name.
+    pub job: JobState,
+    /// ConfigMaps made for it.
+    pub config_maps: Vec<Target>,
+    /// Secrets made for it.
+    pub secrets: Vec<Target>,
+    /// What the registry says of its image, where something depends on it.
+    pub image: Answer,
+    /// Who needs the image of a build that is being deleted.
+    pub used: Option<Use>,
+}
+
+/// The Job of a build's name.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobState {
+    /// There is none.
+    Absent,
+    /// It belongs to an earlier build of this name, or to somebody else.
+    Foreign,
+    /// It is this build's.
+    Present(Box<JobSeen>),
+}
+
+/// A Job of ours.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobSeen {
+    /// Name and UID.
+    pub target: Target,
+    /// Whether it is being deleted.
+    pub is_going: bool,
+    /// When it was created.
+    pub created: Option<Timestamp>,
+    /// How it stands; none if that wasn't asked.
+    pub outcome: Option<JobOutcome>,
+}
+
+/// Reads; none if the build is gone.
+///
+/// # Errors
+///
+/// Of the apiserver.
+pub async fn observe(
+    context: &Context,
+    cached: &MachineOSBuild,
+) -> Result<Option<Observed>, Error> {
+    if phase(cached).is_terminal() && cached.metadata.deletion_timestamp.is_none() {
+        return Ok(Some(ended(context, cached)));
+    }
+    let name = cached.name_any();
+    let api: Api<MachineOSBuild> = Api::all(context.client.clone());
+    let read = api.get_opt(&name).await.map_err(|source| Error::Read {
+        object: format!("MachineOSBuild {name}"),
+        source,
+    })?;
+    let Some(os_build) = read else {
+        return Ok(None);
+    };
+    let job = job(context, &os_build).await?;
+    let mut observed = Observed {
+        wanted: None,
+        preparation: Preparation::NotAsked,
+        job,
+        image: Answer::NotAsked,
+        used: None,
+        ..ended(context, &os_build)
+    };
+    if os_build.metadata.deletion_timestamp.is_some() {
+        if is_guarded(&os_build) && observed.job == JobState::Absent {
+            observed.image = image_to_delete(context, &os_build).await;
+            if let Answer::Present { digest, .. } = observed.image {
+                let users = context.users().await?;
+                observed.used = users.of(digest, os_build.uid().as_deref());
+            }
+        }
+        return Ok(Some(observed));
+    }
+    let os_config = context
+        .cache
+        .os_configs
+        .get(&os_build.spec.machine_os_config.name)
+        .filter(|os_config| {
+            controls(os_config, &os_build) && os_config.metadata.deletion_timestamp.is_none()
+        });
+    let Some(os_config) = os_config else {
+        return Ok(Some(observed));
+    };
+    let pool = context
+        .cache
+        .pools
+        .get(&os_config.spec.machine_config_pool.name);
+    let machine_config = pool
+        .as_deref()
+        .and_then(|pool| pool.target_machine_config())
+        .and_then(|target| context.cache.machine_configs.get(target));
+    observed.wanted = wanted(&os_config, pool.as_deref(), machine_config.as_deref())
+        .name()
+        .map(str::to_owned);
+    if observed.wanted.as_deref() == Some(&name)
+        && observed.job == JobState::Absent
+        && phase(&os_build) == Phase::Initial
+        && let Some(pool) = &pool
+        && !os_build.labels().contains_key(label::PRE_BUILT_IMAGE)
+    {
+        observed.preparation = match degraded(pool) {
+            Some(why) => Preparation::Blocked(why),
+            None => prepare(context, &os_build, &os_config, pool).await?,
+        };
+    }
+    observed.image = image_of(context, &observed).await;
+    Ok(Some(observed))
+}
+
+/// A build that has ended, as the watches tell it.
+fn ended(context: &Context, os_build: &MachineOSBuild) -> Observed {
+    let build = os_build.name_any();
+    let cache = &context.cache;
+    let namespace = &context.settings.namespace;
+    let job = cache
+        .jobs
+        .get_in(namespace, &name::job(&build))
+        .filter(|job| is_owned(job.as_ref(), os_build))
+        .map_or(JobState::Absent, |job| {
+            JobState::Present(Box::new(JobSeen {
+                target: target(job.as_ref()),
+                is_going: job.metadata.deletion_timestamp.is_some(),
+                created: None,
+                outcome: None,
+            }))
+        });
+    Observed {
+        os_build: os_build.clone(),
+        namespace: namespace.clone(),
+        wanted: None,
+        preparation: Preparation::NotAsked,
+        job,
+        config_maps: owned(&cache.config_maps, namespace, os_build),
+        secrets: owned(&cache.secrets, namespace, os_build),
+        image: Answer::NotAsked,
+        used: None,
+    }
+}
+
+/// The objects made for a build, but those that are going already. The incumbent's belong to the Job or, left by a crash, to nobody.
+fn owned<K>(kept: &Kept<Meta<K>>, namespace: &str, os_build: &MachineOSBuild) -> Vec<Target>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + 'static,
+{
+    let job_uid = os_build.annotations().get(annotation::JOB_UID);
+    kept.names_in(&os_build.name_any())
+        .iter()
+        .filter_map(|name| kept.get_in(namespace, name))
+        .filter(|object| {
+            let owners = object.owner_references();
+            let job_owns = owners.iter().any(|owner| Some(&owner.uid) == job_uid);
+            object.metadata.deletion_timestamp.is_none()
+                && object.labels().contains_key(label::EPHEMERAL)
+                && (owners.is_empty() || job_owns || is_owned(object.as_ref(), os_build))
+        })
+        .map(|object| target(object.as_ref()))
+        .collect()
+}
+
+fn is_owned<K: Resource>(object: &K, os_build: &MachineOSBuild) -> bool {
+    object
+        .owner_references()
+        .iter()
+        .any(|owner| Some(&owner.uid) == os_build.metadata.uid.as_ref())
+}
+
+fn target<K: Resource>(object: &K) -> Target {
+    Target {
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+    }
+}
+
+fn phase(os_build: &MachineOSBuild) -> Phase {
+    let status = os_build.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    Phase::of(conditions.unwrap_or_default())
+}
+
+fn is_guarded(os_build: &MachineOSBuild) -> bool {
+    os_build
+        .finalizers()
+        .iter()
+        .any(|one| one == CLEANUP_FINALIZER)
+}
+
+async fn job(context: &Context, os_build: &MachineOSBuild) -> Result<JobState, Error> {
+    let namespace = &context.settings.namespace;
+    let jobs: Api<Job> = Api::namespaced(context.client.clone(), namespace);
+    let name = name::job(&os_build.name_any());
+    let found = jobs.get_opt(&name).await.map_err(|source| Error::Read {
+        object: format!("Job {name}"),
+        source,
+    })?;
+    let Some(job) = found else {
+        return Ok(JobState::Absent);
+    };
+    if !is_owned(&job, os_build) {
+        return Ok(JobState::Foreign);
+    }
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let uid = job.uid().unwrap_or_default();
+    let selector =
+        ListParams::default().labels(&format!("batch.kubernetes.io/controller-uid={uid}"));
+    let pods = pods.list(&selector).await.map_err(|source| Error::Read {
+        object: format!("pods of Job {name}"),
+        source,
+    })?;
+    Ok(JobState::Present(Box::new(JobSeen {
+        target: target(&job),
+        is_going: job.metadata.deletion_timestamp.is_some(),
+        created: job.creation_timestamp().map(|time| time.0),
+        outcome: Some(outcome(&job, &pods.items)),
+    })))
+}
+
+/// The image that goes with a build: of its status, or what its tag names when it was stopped before it could say.
+async fn image_to_delete(context: &Context, os_build: &MachineOSBuild) -> Answer {
+    // it is not ours, whoever pushed it
+    if os_build.labels().contains_key(label::PRE_BUILT_IMAGE) {
+        return Answer::NotAsked;
+    }
+    let status = os_build.status.as_ref();
+    let digested = status.and_then(|status| status.digested_image_push_spec.as_deref());
+    let image = digested.unwrap_or(&os_build.spec.rendered_image_push_spec);
+    ask(context, os_build, image, false).await
+}
+
+/// What the registry says of the image of a build that has not been told to have ended.
+async fn image_of(context: &Context, observed: &Observed) -> Answer {
+    let os_build = &observed.os_build;
+    let tag = &os_build.spec.rendered_image_push_spec;
+    let report = match &observed.job {
+        JobState::Present(job) => match &job.outcome {
+            Some(JobOutcome::Complete { report, .. }) => report.as_ref(),
+            // a pod that is gone may have pushed before it went
+            Some(JobOutcome::Failed { report: None, .. }) => None,
+            Some(
+                JobOutcome::Failed { .. }
+                | JobOutcome::Prepared { .. }
+                | JobOutcome::Building { .. },
+            )
+            | None => return Answer::NotAsked,
+        },
+        JobState::Absent if matches!(phase(os_build), Phase::Prepared | Phase::Building) => None,
+        JobState::Absent | JobState::Foreign => return Answer::NotAsked,
+    };
+    let reported = report.and_then(BuildReport::pushed);
+    let reference: Option<Reference> = tag.parse().ok();
+    match (reported, reference) {
+        (Some(digest), Some(reference)) => {
+            let image = reference.repository.digested(digest).to_string();
+            ask(context, os_build, &image, false).await
+        }
+        _ => ask(context, os_build, tag, true).await,
+    }
+}
+
+async fn ask(context: &Context, os_build: &MachineOSBuild, image: &str, manifest: bool) -> Answer {
+    let image: Reference = match image.parse() {
+        Ok(image) => image,
+        Err(error) => return Answer::Refused(format!("{error}")),
+    };
+    match os_build.annotations().get(annotation::PUSH_SECRET) {
+        Some(secret) => context.registries.look(&image, secret, manifest).await,
+        None => Answer::NoAccess(format!(
+            "MachineOSBuild {} has no annotation {}",
+            os_build.name_any(),
+            annotation::PUSH_SECRET
+        )),
+    }
+}

@@ -1,0 +1,563 @@
+//! What shall be done for a MachineOSBuild? Pure.
+//!
+//! Rules are tried in order; the first that matches makes the plan. A status is written only where it says something
+//! new, and never once a build has ended.
+//!
+//! | rule | observed | steps | phase afterwards |
+//! | --- | --- | --- | --- |
+//! | deleting-job | deleted, its Job is there | DeleteJob | unchanged |
+//! | deleting-done | deleted; no image, a seeded one, or our part done | RemoveFinalizer | – |
+//! | deleting-retain | deleted, something needs its image | Remember, Tell, RemoveFinalizer | – |
+//! | deleting-image | deleted, nothing does | DeleteImage, RemoveFinalizer | – |
+//! | deleting-waiting | deleted, the registry can't be asked for now | – | – |
+//! | deleting-refused | deleted, nobody can ask it | Tell, RemoveFinalizer | – |
+//! | guard | not ended, no finalizer | AddFinalizer | unchanged |
+//! | cleanup | ended, objects are left that it no longer needs | delete them | unchanged, for ever |
+//! | settled | ended | – | unchanged, for ever |
+//! | orphaned | no config controls it | – | unchanged |
+//! | superseded | the config wants another build | DeleteJob, Annotate, SetBuildStatus | Interrupted |
+//! | seeded | stands for a pre-built image | SetBuildStatus | Succeeded |
+//! | invalid | what it is made from can't be built | SetBuildStatus, Tell | Failed |
+//! | blocked | its pool isn't well | SetBuildStatus | Initial |
+//! | waiting | something is missing | SetBuildStatus, Tell | Initial |
+//! | start | all is there | Annotate, CreateObjects, SetBuildStatus, Tell | Prepared |
+//! | running | its Job hasn't ended | SetBuildStatus | Prepared or Building |
+//! | vanished | its Job is gone, the registry has no image of it | SetBuildStatus, Tell | Interrupted |
+//! | failed | its Job failed, the registry has no image of it | SetBuildStatus, Tell | Failed |
+//! | unconfirmed | its Job is complete, the registry has no image of it | SetBuildStatus | Building, then Failed |
+//! | succeeded | the registry has its image | Annotate, SetBuildStatus, Tell | Succeeded |
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt as _;
+use strata_builder::contract::BuildReport;
+use strata_builder::digest::Digest;
+use strata_builder::reference::Reference;
+
+use super::observe::{JobSeen, JobState, Observed};
+use super::prepare::{Preparation, Prepared};
+use crate::api::condition;
+use crate::api::machine_os_build::{BuilderReference, MachineOSBuildStatus};
+use crate::api::{CLEANUP_FINALIZER, MachineOSBuild, ObjectReference, annotation, label, name};
+use crate::events::{Notice, Reason};
+use crate::job::JobOutcome;
+use crate::ledger::Entry;
+use crate::phase::{self, Phase};
+use crate::plan::{ImageDeletion, Plan, Step};
+use crate::registries::Answer;
+
+/// A registry may serve a manifest some moments after it took it; a minute is far beyond that.
+const CONFIRMATION_LIMIT: SignedDuration = SignedDuration::from_secs(60);
+
+/// Whoever removes a config removes its secrets too, in any order: this long a credential may still come back.
+const CREDENTIAL_LIMIT: SignedDuration = SignedDuration::from_secs(30);
+
+/// A registry that is away this long isn't waited for with the object; the ledger goes on.
+const OUTAGE_LIMIT: SignedDuration = SignedDuration::from_secs(300);
+
+/// Until the next look at a registry that didn't answer as wanted.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Until the next look at what keeps a build from starting, besides at every change: not everything is watched.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// The plan for what was observed at `now`.
+#[must_use]
+pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
+    let os_build = &observed.os_build;
+    if let Some(since) = &os_build.metadata.deletion_timestamp {
+        return deleting(observed, now, now.duration_since(since.0));
+    }
+    let phase = phase_of(os_build);
+    if phase.is_terminal() {
+        return ended(observed, phase);
+    }
+    if !is_guarded(os_build) {
+        return Plan::new("guard", vec![Step::AddFinalizer]);
+    }
+    let Some(wanted) = &observed.wanted else {
+        return unwanted(observed, now);
+    };
+    if *wanted != os_build.name_any() {
+        return superseded(observed, wanted, now);
+    }
+    if os_build.labels().contains_key(label::PRE_BUILT_IMAGE) {
+        return seeded(os_build, now);
+    }
+    following(observed, now)
+}
+
+/// It isn't known which build is wanted: what runs goes on, nothing is begun.
+fn unwanted(observed: &Observed, now: Timestamp) -> Plan {
+    match observed.job {
+        JobState::Present(_) => following(observed, now),
+        JobState::Absent | JobState::Foreign => Plan::new("orphaned", Vec::new()),
+    }
+}
+
+fn following(observed: &Observed, now: Timestamp) -> Plan {
+    let os_build = &observed.os_build;
+    match (&observed.job, phase_of(os_build)) {
+        (JobState::Present(job), _) => job_seen(observed, job, now),
+        (JobState::Absent, Phase::Prepared | Phase::Building) => vanished(observed, now),
+        (JobState::Absent, _) => not_begun(observed, now),
+        (JobState::Foreign, _) => waiting(
+            observed,
+            "waiting",
+            &format!(
+                "Job {} of an earlier build has not gone yet",
+                name::job(&os_build.name_any())
+            ),
+            now,
+        ),
+    }
+}
+
+// --- deletion
+
+fn deleting(observed: &Observed, now: Timestamp, since: SignedDuration) -> Plan {
+    let os_build = &observed.os_build;
+    if let JobState::Present(job) = &observed.job {
+        let steps = if job.is_going {
+            Vec::new()
+        } else {
+            vec![Step::DeleteJob(job.target.clone())]
+        };
+        return Plan::new("deleting-job", steps);
+    }
+    if !is_guarded(os_build) {
+        // the rest is the garbage collector's
+        return Plan::new("deleting-done", Vec::new());
+    }
+    let refused = |why: &str| {
+        let told = format!(
+            "the image of MachineOSBuild {} ({}) stays in the registry: {why}",
+            os_build.name_any(),
+            image_name(os_build),
+        );
+        Plan::new(
+            "deleting-refused",
+            vec![
+                Step::Tell(Notice::new(Reason::ImageNotDeleted, told)),
+                Step::RemoveFinalizer,
+            ],
+        )
+    };
+    match &observed.image {
+        Answer::NotAsked | Answer::Absent => {
+            Plan::new("deleting-done", vec![Step::RemoveFinalizer])
+        }
+        Answer::Present { digest, .. } => present(observed, *digest, now),
+        Answer::Refused(why) => refused(why),
+        Answer::NoAccess(why) if since >= CREDENTIAL_LIMIT => refused(why),
+        Answer::Unknown(why) if since >= OUTAGE_LIMIT => {
+            let digest = recorded(os_build).and_then(|image| image.digest);
+            match digest.and_then(|digest| entry(os_build, digest, now)) {
+                Some(entry) => Plan::new(
+                    "deleting-retain",
+                    vec![Step::Remember(entry), Step::RemoveFinalizer],
+                ),
+                None => refused(why),
+            }
+        }
+        Answer::NoAccess(_) | Answer::Unknown(_) => {
+            Plan::new("deleting-waiting", Vec::new()).again_after(ASK_AGAIN)
+        }
+    }
+}
+
+/// The registry has the image of a build that is being deleted.
+fn present(observed: &Observed, digest: Digest, now: Timestamp) -> Plan {
+    let os_build = &observed.os_build;
+    let image = pushed(os_build, digest);
+    let entry = entry(os_build, digest, now);
+    match (&observed.used, image, entry) {
+        (Some(used), _, Some(entry)) => {
+            let told = format!(
+                "{} stays in the registry until nothing needs it: {used}",
+                entry.image
+            );
+            Plan::new(
+                "deleting-retain",
+                vec![
+                    Step::Remember(entry),
+                    Step::Tell(Notice::new(Reason::ImageRetained, told)),
+                    Step::RemoveFinalizer,
+                ],
+            )
+        }
+        (None, Some(image), Some(entry)) => Plan::new(
+            "deleting-image",
+            vec![
+                Step::DeleteImage(Box::new(ImageDeletion {
+                    image,
+                    push_secret: entry.push_secret,
+                })),
+                Step::RemoveFinalizer,
+            ],
+        ),
+        // a push spec that is none was never pushed to
+        (_, None, _) | (_, _, None) => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
+    }
+}
+
+/// Its repository with this digest.
+fn pushed(os_build: &MachineOSBuild, digest: Digest) -> Option<Reference> {
+    let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
+    Some(push.repository.digested(digest))
+}
+
+/// What the status names.
+fn recorded(os_build: &MachineOSBuild) -> Option<Reference> {
+    let status = os_build.status.as_ref()?;
+    status.digested_image_push_spec.as_deref()?.parse().ok()
+}
+
+fn image_name(os_build: &MachineOSBuild) -> String {
+    recorded(os_build).map_or_else(
+        || os_build.spec.rendered_image_push_spec.clone(),
+        |image| image.to_string(),
+    )
+}
+
+fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {
+    Some(Entry {
+        image: pushed(os_build, digest)?.to_string(),
+        push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
+        os_build: os_build.name_any(),
+        since: condition::whole_second(now),
+    })
+}
+
+// --- ended
+
+fn ended(observed: &Observed, phase: Phase) -> Plan {
+    let mut steps = Vec::new();
+    // a failed Job and its ConfigMaps stay for a look at them; credentials never do
+    if phase != Phase::Failed {
+        if let JobState::Present(job) = &observed.job
+            && !job.is_going
+        {
+            steps.push(Step::DeleteJob(job.target.clone()));
+        }
+        steps.extend(
+            observed
+                .config_maps
+                .iter()
+                .cloned()
+                .map(Step::DeleteConfigMap),
+        );
+    }
+    steps.extend(observed.secrets.iter().cloned().map(Step::DeleteSecret));
+    let rule = if steps.is_empty() {
+        "settled"
+    } else {
+        "cleanup"
+    };
+    Plan::new(rule, steps)
+}
+
+fn superseded(observed: &Observed, wanted: &str, now: Timestamp) -> Plan {
+    let mut steps = Vec::new();
+    if let JobState::Present(job) = &observed.job
+        && !job.is_going
+    {
+        steps.push(Step::DeleteJob(job.target.clone()));
+    }
+    steps.push(Step::Annotate(vec![(
+        annotation::SUPERSEDED_BY,
+        Some(wanted.to_owned()),
+    )]));
+    let detail = format!("superseded by MachineOSBuild {wanted}");
+    steps.extend(say(observed, Phase::Interrupted, Some(&detail), now));
+    steps.push(Step::Tell(Notice::new(Reason::BuildInterrupted, detail)));
+    Plan::new("superseded", steps)
+}
+
+fn seeded(os_build: &MachineOSBuild, now: Timestamp) -> Plan {
+    let Some(image) = os_build.annotations().get(annotation::PRE_BUILT_IMAGE) else {
+        // the incumbent writes label and status in two steps; its seeding is not ours to finish
+        return Plan::new("seeded", Vec::new());
+    };
+    let mut status = os_build.status.clone().unwrap_or_default();
+    phase::write_seeded(status.conditions.get_or_insert_default(), image, now);
+    let start = condition::whole_second(now);
+    status.build_start = Some(Time(start));
+    status.build_end = Some(Time(after(start)));
+    status.digested_image_push_spec = Some(image.clone());
+    Plan::new("seeded", vec![Step::SetBuildStatus(Box::new(status))])
+}
+
+// --- before the Job
+
+fn not_begun(observed: &Observed, now: Timestamp) -> Plan {
+    match &observed.preparation {
+        Preparation::NotAsked => Plan::new("waiting", Vec::new()).again_after(LOOK_AGAIN),
+        Preparation::Invalid(why) => {
+            let mut steps = say(observed, Phase::Failed, Some(why), now);
+            steps.push(Step::Tell(Notice::new(Reason::BuildFailed, why)));
+            Plan::new("invalid", steps)
+        }
+        Preparation::Blocked(why) => waiting(observed, "blocked", why, now),
+        Preparation::Waiting(what) => waiting(observed, "waiting", what, now),
+        Preparation::Ready(prepared) => start(observed, prepared, now),
+    }
+}
+
+fn waiting(observed: &Observed, rule: &'static str, what: &str, now: Timestamp) -> Plan {
+    let mut steps = say(observed, Phase::Initial, Some(what), now);
+    if !steps.is_empty() {
+        steps.push(Step::Tell(Notice::new(Reason::Waiting, what)));
+    }
+    Plan::new(rule, steps).again_after(LOOK_AGAIN)
+}
+
+fn start(observed: &Observed, prepared: &Prepared, now: Timestamp) -> Plan {
+    let Prepared {
+        objects,
+        content_key,
+    } = prepared;
+    let mut steps = annotate(
+        &observed.os_build,
+        &[(annotation::CONTENT_KEY, Some(content_key.as_str()))],
+    );
+    steps.push(Step::CreateObjects(Box::new(objects.clone())));
+    steps.extend(say(observed, Phase::Prepared, None, now));
+    let told = format!(
+        "Job {} was created",
+        name::job(&observed.os_build.name_any())
+    );
+    steps.push(Step::Tell(Notice::new(Reason::BuildStarted, told)));
+    Plan::new("start", steps)
+}
+
+// --- with the Job
+
+fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
+    let mut steps = annotate(
+        &observed.os_build,
+        &[(annotation::JOB_UID, Some(job.target.uid.as_str()))],
+    );
+    let plan = match &job.outcome {
+        None => Plan::new("running", Vec::new()),
+        Some(_) if job.is_going => Plan::new("running", Vec::new()),
+        Some(JobOutcome::Prepared { waiting }) => {
+            // a Job between two pods isn't back at its beginning
+            let phase = match phase_of(&observed.os_build) {
+                Phase::Building => Phase::Building,
+                _ => Phase::Prepared,
+            };
+            Plan::new("running", say(observed, phase, waiting.as_deref(), now))
+        }
+        Some(JobOutcome::Building { progress }) => {
+            let mut steps = say(observed, Phase::Building, progress.as_deref(), now);
+            if phase_of(&observed.os_build) != Phase::Building {
+                steps.push(Step::Tell(Notice::new(
+                    Reason::BuildBuilding,
+                    "the build's pod was created",
+                )));
+            }
+            Plan::new("running", steps)
+        }
+        Some(JobOutcome::Complete { finished, report }) => {
+            let finished = finished.or(job.created).unwrap_or(now);
+            complete(observed, report.as_ref(), now, now.duration_since(finished))
+        }
+        Some(JobOutcome::Failed { message, report }) => match confirmed(observed) {
+            // its pod was lost after the push
+            Some(digest) if report.is_none() => succeeded(observed, digest, None, now),
+            _ => fail(observed, "failed", message, now),
+        },
+    };
+    steps.extend(plan.steps);
+    Plan { steps, ..plan }
+}
+
+fn complete(
+    observed: &Observed,
+    report: Option<&BuildReport>,
+    now: Timestamp,
+    since: SignedDuration,
+) -> Plan {
+    if let Some(digest) = confirmed(observed) {
+        return succeeded(observed, digest, report, now);
+    }
+    let why = match &observed.image {
+        Answer::NoAccess(why) | Answer::Refused(why) | Answer::Unknown(why) => why.clone(),
+        Answer::Present { .. } => format!(
+            "{} in the registry is an image of another build",
+            observed.os_build.spec.rendered_image_push_spec
+        ),
+        Answer::Absent | Answer::NotAsked => {
+            format!("the registry has no {}", image_name(&observed.os_build))
+        }
+    };
+    let is_unknown = matches!(observed.image, Answer::Unknown(_));
+    if since >= CONFIRMATION_LIMIT && !is_unknown {
+        let message = format!("its Job is complete, but the image can't be confirmed: {why}");
+        return fail(observed, "unconfirmed", &message, now);
+    }
+    let detail = format!("pushed, not confirmed yet: {why}");
+    Plan::new(
+        "unconfirmed",
+        say(observed, Phase::Building, Some(&detail), now),
+    )
+    .again_after(ASK_AGAIN)
+}
+
+/// The digest of this build's image, if the registry has it. By digest it was asked for what the builder reported; by tag only the build's UID counts.
+fn confirmed(observed: &Observed) -> Option<Digest> {
+    let Answer::Present { digest, build_uid } = &observed.image else {
+        return None;
+    };
+    let reported = match &observed.job {
+        JobState::Present(job) => matches!(
+            &job.outcome,
+            Some(JobOutcome::Complete { report: Some(report), .. }) if report.pushed() == Some(*digest)
+        ),
+        JobState::Absent | JobState::Foreign => false,
+    };
+    let ours = build_uid.is_some() && *build_uid == observed.os_build.uid();
+    (reported || ours).then_some(*digest)
+}
+
+fn vanished(observed: &Observed, now: Timestamp) -> Plan {
+    if let Some(digest) = confirmed(observed) {
+        return succeeded(observed, digest, None, now);
+    }
+    if let Answer::Unknown(_) = observed.image {
+        return Plan::new("vanished", Vec::new()).again_after(ASK_AGAIN);
+    }
+    let detail = format!(
+        "Job {} was deleted; the annotation {} on the MachineOSConfig builds again",
+        name::job(&observed.os_build.name_any()),
+        annotation::REBUILD
+    );
+    let mut steps = say(observed, Phase::Interrupted, Some(&detail), now);
+    steps.push(Step::Tell(Notice::new(Reason::BuildInterrupted, detail)));
+    Plan::new("vanished", steps)
+}
+
+fn fail(observed: &Observed, rule: &'static str, message: &str, now: Timestamp) -> Plan {
+    let mut steps = say(observed, Phase::Failed, Some(message), now);
+    steps.push(Step::Tell(Notice::new(Reason::BuildFailed, message)));
+    Plan::new(rule, steps)
+}
+
+fn succeeded(
+    observed: &Observed,
+    digest: Digest,
+    report: Option<&BuildReport>,
+    now: Timestamp,
+) -> Plan {
+    let os_build = &observed.os_build;
+    let Some(image) = pushed(os_build, digest) else {
+        // it could not have been asked for
+        return Plan::new("succeeded", Vec::new());
+    };
+    let mut steps = report.map_or_else(Vec::new, |report| {
+        annotate(os_build, &[(annotation::TIER, Some(report.tier.as_str()))])
+    });
+    let mut status = written(observed, Phase::Succeeded, None, now);
+    status.digested_image_push_spec = Some(image.to_string());
+    steps.push(Step::SetBuildStatus(Box::new(status)));
+    steps.push(Step::Tell(Notice::new(
+        Reason::BuildCompleted,
+        format!("built {image}"),
+    )));
+    Plan::new("succeeded", steps)
+}
+
+// --- status
+
+/// A step that makes the status say it, unless it does.
+fn say(observed: &Observed, phase: Phase, detail: Option<&str>, now: Timestamp) -> Vec<Step> {
+    let status = written(observed, phase, detail, now);
+    if observed.os_build.status.as_ref() == Some(&status) {
+        return Vec::new();
+    }
+    vec![Step::SetBuildStatus(Box::new(status))]
+}
+
+/// The whole status in `phase`. Start and end are written once; one that never had a Job has neither.
+fn written(
+    observed: &Observed,
+    phase: Phase,
+    detail: Option<&str>,
+    now: Timestamp,
+) -> MachineOSBuildStatus {
+    let os_build = &observed.os_build;
+    let mut status = os_build.status.clone().unwrap_or_default();
+    phase.write(status.conditions.get_or_insert_default(), detail, now);
+    let job_created = match &observed.job {
+        JobState::Present(job) => job.created,
+        JobState::Absent | JobState::Foreign => None,
+    };
+    let has_begun = job_created.is_some() || matches!(phase, Phase::Prepared | Phase::Building);
+    if has_begun {
+        let start = job_created.unwrap_or(now).min(now);
+        status
+            .build_start
+            .get_or_insert(Time(condition::whole_second(start)));
+        status.builder = Some(BuilderReference {
+            image_builder_type: "Job".to_owned(),
+            job: Some(ObjectReference {
+                group: "batch".to_owned(),
+                resource: "jobs".to_owned(),
+                namespace: Some(observed.namespace.clone()),
+                name: name::job(&os_build.name_any()),
+            }),
+        });
+    }
+    if phase.is_terminal()
+        && let Some(start) = &status.build_start
+    {
+        let end = condition::whole_second(now).max(after(start.0));
+        status.build_end.get_or_insert(Time(end));
+    }
+    status
+}
+
+/// The API wants an end after the start, in whole seconds.
+fn after(start: Timestamp) -> Timestamp {
+    start
+        .checked_add(SignedDuration::from_secs(1))
+        .unwrap_or(start)
+}
+
+fn annotate(os_build: &MachineOSBuild, wanted: &[(&'static str, Option<&str>)]) -> Vec<Step> {
+    let there = os_build.annotations();
+    let changes: Vec<_> = wanted
+        .iter()
+        .filter(|(key, value)| there.get(*key).map(String::as_str) != *value)
+        .map(|(key, value)| (*key, value.map(str::to_owned)))
+        .collect();
+    if changes.is_empty() {
+        Vec::new()
+    } else {
+        vec![Step::Annotate(changes)]
+    }
+}
+
+fn conditions(os_build: &MachineOSBuild) -> &[Condition] {
+    let status = os_build.status.as_ref();
+    status
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default()
+}
+
+fn phase_of(os_build: &MachineOSBuild) -> Phase {
+    Phase::of(conditions(os_build))
+}
+
+fn is_guarded(os_build: &MachineOSBuild) -> bool {
+    os_build
+        .finalizers()
+        .iter()
+        .any(|one| one == CLEANUP_FINALIZER)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,579 @@
+//! One row per case of the table in the module's documentation.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use strata_builder::contract::{Outcome, REPORT_VERSION};
+
+use super::*;
+use crate::fixtures::{self, now, os_build, os_build_with_image};
+use crate::inputs::ContentKey;
+use crate::job::{BuildObjects, Credentials, JobSettings, Resources, build_objects};
+use crate::plan::{Requeue, Target};
+use crate::render::render;
+use crate::secrets::DockerConfig;
+use crate::usage::Use;
+
+const HEX: &str = "220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
+
+fn digest() -> Digest {
+    format!("sha256:{HEX}").parse().unwrap()
+}
+
+fn image() -> String {
+    format!("registry.example.com/org/repo@sha256:{HEX}")
+}
+
+/// A build in `phase`, as the apiserver has it.
+fn build_in(phase: Phase) -> MachineOSBuild {
+    let mut build = os_build();
+    if phase == Phase::Succeeded {
+        return os_build_with_image(&image());
+    }
+    if phase != Phase::Initial {
+        let status = build.status.get_or_insert_default();
+        phase.write(status.conditions.get_or_insert_default(), None, now());
+        status.build_start = Some(Time(now()));
+    }
+    build
+}
+
+/// What is seen around `os_build` when nothing else is there and it is wanted.
+fn seen(os_build: MachineOSBuild) -> Observed {
+    Observed {
+        namespace: "ns".to_owned(),
+        wanted: Some(os_build.name_any()),
+        os_build,
+        preparation: Preparation::NotAsked,
+        job: JobState::Absent,
+        config_maps: Vec::new(),
+        secrets: Vec::new(),
+        image: Answer::NotAsked,
+        used: None,
+    }
+}
+
+fn deleted(mut os_build: MachineOSBuild, seconds_ago: i64) -> MachineOSBuild {
+    let since = now() - SignedDuration::from_secs(seconds_ago);
+    os_build.metadata.deletion_timestamp = Some(Time(since));
+    os_build
+}
+
+fn job(outcome: JobOutcome) -> JobState {
+    JobState::Present(Box::new(JobSeen {
+        target: object("build"),
+        is_going: false,
+        created: Some(now() - SignedDuration::from_secs(3)),
+        outcome: Some(outcome),
+    }))
+}
+
+fn object(name: &str) -> Target {
+    Target {
+        name: name.to_owned(),
+        uid: format!("{name}-uid"),
+    }
+}
+
+fn report() -> BuildReport {
+    BuildReport {
+        version: REPORT_VERSION,
+        outcome: Outcome::Pushed {
+            digest: digest(),
+            size_bytes: 1,
+            layers: 1,
+            sent_bytes: 1,
+            already_there: false,
+        },
+        tier: "userns".to_owned(),
+        phases: Vec::new(),
+        peak_rss_bytes: 0,
+    }
+}
+
+fn complete(report: Option<BuildReport>, seconds_ago: i64) -> JobState {
+    job(JobOutcome::Complete {
+        finished: Some(now() - SignedDuration::from_secs(seconds_ago)),
+        report,
+    })
+}
+
+fn present(build_uid: Option<&str>) -> Answer {
+    Answer::Present {
+        digest: digest(),
+        build_uid: build_uid.map(str::to_owned),
+    }
+}
+
+fn prepared() -> Prepared {
+    let inputs = fixtures::inputs();
+    let rendered = render(&inputs).unwrap();
+    let settings = JobSettings {
+        namespace: "ns".to_owned(),
+        builder_image: "builder".to_owned(),
+        service_account: "strata-builder".to_owned(),
+        plain_http: Vec::new(),
+        deadline: std::time::Duration::from_secs(60),
+        resources: Resources::default(),
+        tolerations: Vec::new(),
+        priority_class: None,
+    };
+    let credentials = Credentials {
+        pull: DockerConfig::anonymous(),
+        push: DockerConfig::anonymous(),
+    };
+    let objects: BuildObjects =
+        build_objects(&os_build(), &inputs, &rendered, &credentials, &settings).unwrap();
+    let content_key: ContentKey = inputs.content_key(&rendered.containerfile);
+    Prepared {
+        objects,
+        content_key,
+    }
+}
+
+/// Rule, names of the steps, phase that is written.
+fn told(plan: &Plan) -> (&'static str, Vec<&'static str>, Option<Phase>) {
+    let phase = plan.steps.iter().find_map(|step| match step {
+        Step::SetBuildStatus(status) => {
+            Some(Phase::of(status.conditions.as_deref().unwrap_or_default()))
+        }
+        _ => None,
+    });
+    (
+        plan.rule,
+        plan.steps.iter().map(Step::name).collect(),
+        phase,
+    )
+}
+
+#[test]
+fn every_rule_has_its_steps() {
+    use Phase::{Building, Failed, Initial, Interrupted, Prepared, Succeeded};
+    let going = |state: JobState| match state {
+        JobState::Present(mut job) => {
+            job.is_going = true;
+            JobState::Present(job)
+        }
+        other => other,
+    };
+    let running = || job(JobOutcome::Building { progress: None });
+    let failed = |report| {
+        job(JobOutcome::Failed {
+            message: "no".to_owned(),
+            report,
+        })
+    };
+    let unguarded = |mut build: MachineOSBuild| {
+        build.metadata.finalizers = None;
+        build
+    };
+    let labelled = |mut build: MachineOSBuild| {
+        build
+            .labels_mut()
+            .insert(label::PRE_BUILT_IMAGE.to_owned(), "true".to_owned());
+        build
+            .annotations_mut()
+            .insert(annotation::PRE_BUILT_IMAGE.to_owned(), image());
+        build
+    };
+    let gone = |answer: Answer, age| Observed {
+        image: answer,
+        ..seen(deleted(build_in(Succeeded), age))
+    };
+    let with_job = |phase, job| Observed {
+        job,
+        ..seen(build_in(phase))
+    };
+    let with_image = |phase, job, image| Observed {
+        job,
+        image,
+        ..seen(build_in(phase))
+    };
+    let preparing = |preparation| Observed {
+        preparation,
+        ..seen(build_in(Initial))
+    };
+    let retain = vec!["remember", "tell", "remove-finalizer"];
+    let rows: Vec<(Observed, &str, Vec<&str>, Option<Phase>)> = vec![
+        // deletion
+        (
+            Observed {
+                job: running(),
+                ..seen(deleted(build_in(Building), 0))
+            },
+            "deleting-job",
+            vec!["delete-job"],
+            None,
+        ),
+        (
+            Observed {
+                job: going(running()),
+                ..seen(deleted(build_in(Building), 0))
+            },
+            "deleting-job",
+            vec![],
+            None,
+        ),
+        (
+            gone(Answer::Absent, 0),
+            "deleting-done",
+            vec!["remove-finalizer"],
+            None,
+        ),
+        (
+            gone(Answer::NotAsked, 0),
+            "deleting-done",
+            vec!["remove-finalizer"],
+            None,
+        ),
+        (
+            seen(deleted(unguarded(build_in(Succeeded)), 0)),
+            "deleting-done",
+            vec![],
+            None,
+        ),
+        (
+            Observed {
+                used: Some(Use::Node("n".to_owned())),
+                ..gone(present(None), 0)
+            },
+            "deleting-retain",
+            retain,
+            None,
+        ),
+        (
+            gone(present(None), 0),
+            "deleting-image",
+            vec!["delete-image", "remove-finalizer"],
+            None,
+        ),
+        (
+            gone(Answer::Refused("no".to_owned()), 0),
+            "deleting-refused",
+            vec!["tell", "remove-finalizer"],
+            None,
+        ),
+        (
+            gone(Answer::NoAccess("no".to_owned()), 1),
+            "deleting-waiting",
+            vec![],
+            None,
+        ),
+        (
+            gone(Answer::NoAccess("no".to_owned()), 60),
+            "deleting-refused",
+            vec!["tell", "remove-finalizer"],
+            None,
+        ),
+        (
+            gone(Answer::Unknown("no".to_owned()), 60),
+            "deleting-waiting",
+            vec![],
+            None,
+        ),
+        (
+            gone(Answer::Unknown("no".to_owned()), 600),
+            "deleting-retain",
+            vec!["remember", "remove-finalizer"],
+            None,
+        ),
+        // ended
+        (
+            seen(unguarded(build_in(Initial))),
+            "guard",
+            vec!["add-finalizer"],
+            None,
+        ),
+        (
+            with_job(Succeeded, running()),
+            "cleanup",
+            vec!["delete-job"],
+            None,
+        ),
+        (
+            Observed {
+                config_maps: vec![object("c")],
+                secrets: vec![object("s")],
+                ..seen(build_in(Interrupted))
+            },
+            "cleanup",
+            vec!["delete-config-map", "delete-secret"],
+            None,
+        ),
+        (
+            Observed {
+                config_maps: vec![object("c")],
+                secrets: vec![object("s")],
+                ..with_job(Failed, running())
+            },
+            "cleanup",
+            vec!["delete-secret"],
+            None,
+        ),
+        (seen(build_in(Succeeded)), "settled", vec![], None),
+        (seen(build_in(Failed)), "settled", vec![], None),
+        (
+            Observed {
+                wanted: Some("other".to_owned()),
+                ..seen(build_in(Interrupted))
+            },
+            "settled",
+            vec![],
+            None,
+        ),
+        // wanted, or not
+        (
+            Observed {
+                wanted: None,
+                ..seen(build_in(Initial))
+            },
+            "orphaned",
+            vec![],
+            None,
+        ),
+        (
+            Observed {
+                wanted: None,
+                ..with_job(Prepared, running())
+            },
+            "running",
+            vec!["annotate", "set-build-status", "tell"],
+            Some(Building),
+        ),
+        (
+            Observed {
+                wanted: Some("other".to_owned()),
+                ..with_job(Building, running())
+            },
+            "superseded",
+            vec!["delete-job", "annotate", "set-build-status", "tell"],
+            Some(Interrupted),
+        ),
+        (
+            Observed {
+                wanted: Some("other".to_owned()),
+                ..seen(build_in(Initial))
+            },
+            "superseded",
+            vec!["annotate", "set-build-status", "tell"],
+            Some(Interrupted),
+        ),
+        (
+            seen(labelled(build_in(Initial))),
+            "seeded",
+            vec!["set-build-status"],
+            Some(Succeeded),
+        ),
+        // before the Job
+        (
+            preparing(Preparation::Invalid("no".to_owned())),
+            "invalid",
+            vec!["set-build-status", "tell"],
+            Some(Failed),
+        ),
+        (
+            preparing(Preparation::Blocked("no".to_owned())),
+            "blocked",
+            vec!["set-build-status", "tell"],
+            Some(Initial),
+        ),
+        (
+            preparing(Preparation::Waiting("no".to_owned())),
+            "waiting",
+            vec!["set-build-status", "tell"],
+            Some(Initial),
+        ),
+        (
+            Observed {
+                job: JobState::Foreign,
+                ..seen(build_in(Initial))
+            },
+            "waiting",
+            vec!["set-build-status", "tell"],
+            Some(Initial),
+        ),
+        (
+            preparing(Preparation::Ready(Box::new(prepared()))),
+            "start",
+            vec!["annotate", "create-objects", "set-build-status", "tell"],
+            Some(Prepared),
+        ),
+        // with the Job
+        (
+            with_job(Initial, job(JobOutcome::Prepared { waiting: None })),
+            "running",
+            vec!["annotate", "set-build-status"],
+            Some(Prepared),
+        ),
+        (
+            with_job(Building, job(JobOutcome::Prepared { waiting: None })),
+            "running",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_job(Building, going(running())),
+            "running",
+            vec!["annotate"],
+            None,
+        ),
+        (
+            with_image(Building, JobState::Absent, Answer::Absent),
+            "vanished",
+            vec!["set-build-status", "tell"],
+            Some(Interrupted),
+        ),
+        (
+            with_image(Building, JobState::Absent, Answer::Unknown("no".to_owned())),
+            "vanished",
+            vec![],
+            None,
+        ),
+        (
+            with_image(Building, JobState::Absent, present(Some("build-uid"))),
+            "succeeded",
+            vec!["set-build-status", "tell"],
+            Some(Succeeded),
+        ),
+        (
+            with_image(Building, JobState::Absent, present(Some("another"))),
+            "vanished",
+            vec!["set-build-status", "tell"],
+            Some(Interrupted),
+        ),
+        (
+            with_job(Building, failed(None)),
+            "failed",
+            vec!["annotate", "set-build-status", "tell"],
+            Some(Failed),
+        ),
+        (
+            with_image(Building, failed(None), present(Some("build-uid"))),
+            "succeeded",
+            vec!["annotate", "set-build-status", "tell"],
+            Some(Succeeded),
+        ),
+        (
+            with_image(Building, complete(Some(report()), 1), Answer::Absent),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(Building, complete(Some(report()), 61), Answer::Absent),
+            "unconfirmed",
+            vec!["annotate", "set-build-status", "tell"],
+            Some(Failed),
+        ),
+        (
+            with_image(
+                Building,
+                complete(Some(report()), 61),
+                Answer::Unknown("no".to_owned()),
+            ),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(Building, complete(None, 1), present(None)),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(Building, complete(None, 1), present(Some("build-uid"))),
+            "succeeded",
+            vec!["annotate", "set-build-status", "tell"],
+            Some(Succeeded),
+        ),
+        (
+            with_image(Building, complete(Some(report()), 1), present(None)),
+            "succeeded",
+            vec!["annotate", "annotate", "set-build-status", "tell"],
+            Some(Succeeded),
+        ),
+        (
+            with_image(Initial, complete(Some(report()), 1), present(None)),
+            "succeeded",
+            vec!["annotate", "annotate", "set-build-status", "tell"],
+            Some(Succeeded),
+        ),
+    ];
+    let mut rules = BTreeSet::new();
+    for (observed, rule, steps, phase) in rows {
+        let plan = plan(&observed, now());
+        assert_eq!(told(&plan), (rule, steps, phase), "{observed:#?}");
+        rules.insert(rule);
+    }
+    let documented: BTreeSet<_> = include_str!("../plan.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | ")?.split(" | ").next())
+        .filter(|name| !matches!(*name, "rule" | "---"))
+        .collect();
+    assert_eq!(
+        rules, documented,
+        "the table in the documentation has other rules"
+    );
+}
+
+#[test]
+fn a_status_that_says_it_already_is_not_written_again() {
+    let waiting = |os_build| Observed {
+        preparation: Preparation::Waiting("secret push does not exist".to_owned()),
+        ..seen(os_build)
+    };
+    let first = plan(&waiting(os_build()), now());
+    let mut again = os_build();
+    again.status = first.steps.iter().find_map(|step| match step {
+        Step::SetBuildStatus(status) => Some(status.as_ref().clone()),
+        _ => None,
+    });
+    let later = now() + SignedDuration::from_secs(30);
+    let second = plan(&waiting(again), later);
+    assert_eq!(second.steps, []);
+    assert_eq!(second.requeue, Requeue::After(LOOK_AGAIN));
+}
+
+#[test]
+fn a_build_that_ends_within_its_first_second_ends_a_second_after_its_start() {
+    let mut build = build_in(Phase::Building);
+    build.status.get_or_insert_default().build_start = Some(Time(now()));
+    let observed = Observed {
+        job: complete(Some(report()), 0),
+        image: present(None),
+        ..seen(build)
+    };
+    let plan = plan(&observed, now());
+    let status = plan.steps.iter().find_map(|step| match step {
+        Step::SetBuildStatus(status) => Some(status.as_ref()),
+        _ => None,
+    });
+    let status = status.unwrap();
+    assert_eq!(status.build_start, Some(Time(now())));
+    assert_eq!(
+        status.build_end,
+        Some(Time(now() + SignedDuration::from_secs(1)))
+    );
+    assert_eq!(status.digested_image_push_spec, Some(image()));
+}
+
+#[test]
+fn a_build_without_a_job_has_neither_start_nor_end_nor_builder() {
+    let observed = Observed {
+        preparation: Preparation::Invalid("Containerfile, line 2".to_owned()),
+        ..seen(os_build())
+    };
+    let plan = plan(&observed, now());
+    let Some(Step::SetBuildStatus(status)) = plan.steps.first() else {
+        panic!("{plan:?}");
+    };
+    assert_eq!(
+        (&status.build_start, &status.build_end, &status.builder),
+        (&None, &None, &None)
+    );
+    assert_eq!(
+        phase::detail(status.conditions.as_deref().unwrap()),
+        Some("Containerfile, line 2")
+    );
+}

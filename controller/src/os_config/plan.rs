@@ -1,0 +1,444 @@
+//! What shall be done for a MachineOSConfig? Pure.
+//!
+//! Rules are tried in order; the first that matches makes the plan. Steps on the status follow those of the rule when
+//! the status is to say something else.
+//!
+//! | rule | observed | steps |
+//! | --- | --- | --- |
+//! | deleting | deleted | DeleteBuild of each build; when none is left RemoveFinalizer |
+//! | guard | no finalizer | AddFinalizer |
+//! | invalid | the build can't be named, or the seed is no digest | – |
+//! | waiting | pool or rendered MachineConfig absent | – |
+//! | rebuild-requested | rebuild annotation, the wanted build exists | DeleteBuild |
+//! | seed | pre-built annotation, nothing built before | CreateBuild that stands for the image |
+//! | create | the wanted build is absent | Annotate (its name, no rebuild), CreateBuild |
+//! | replaced | the wanted build is being deleted | – |
+//! | restart | the wanted build was superseded earlier | DeleteBuild |
+//! | building | the wanted build has not ended | Annotate its name |
+//! | failed | it has, without an image | Annotate its name, DeleteBuild of the others without one |
+//! | image-lost | it has an image to adopt, which the registry has lost | DeleteBuild |
+//! | unconfirmed | it has an image to adopt, and the registry doesn't answer | – |
+//! | adopt | it has an image that the status doesn't name | SetConfigStatus, Annotate |
+//! | prune | other builds ended without an image | DeleteBuild of each |
+//! | settled | – | – |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use strata_builder::reference::Reference;
+
+use super::observe::Observed;
+use super::{new_build, seeded_build};
+use crate::api::condition::{self, Statement};
+use crate::api::machine_os_config::MachineOSConfigStatus;
+use crate::api::{CLEANUP_FINALIZER, GROUP, MachineOSBuild, ObjectReference, annotation, label};
+use crate::events::{Notice, Reason};
+use crate::inputs::BuildInputs;
+use crate::phase::{self, Phase};
+use crate::plan::{Plan, Step, Target};
+use crate::registries::Answer;
+use crate::wanted::Wanted;
+
+/// Whether the newest content is built; ours, since the incumbent's objects don't say.
+const READY: &str = "Ready";
+/// The incumbent's condition of a config that was given an image to start with.
+const SEEDED: &str = "Seeded";
+
+/// A registry that doesn't answer is asked again after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What a rule decides.
+struct Decision<'a> {
+    rule: &'static str,
+    steps: Vec<Step>,
+    /// What the status shall say; none leaves it.
+    ready: Option<Ready>,
+    adopt: Option<&'a MachineOSBuild>,
+    again: Option<Duration>,
+}
+
+struct Ready {
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+impl Decision<'_> {
+    fn new(rule: &'static str, steps: Vec<Step>) -> Self {
+        Self {
+            rule,
+            steps,
+            ready: None,
+            adopt: None,
+            again: None,
+        }
+    }
+
+    fn saying(mut self, reason: &'static str, message: impl Into<String>) -> Self {
+        self.ready = Some(Ready {
+            holds: false,
+            reason,
+            message: message.into(),
+        });
+        self
+    }
+}
+
+/// The plan for what was observed at `now`.
+#[must_use]
+pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
+    let Decision {
+        rule,
+        mut steps,
+        ready,
+        adopt,
+        again,
+    } = decide(observed);
+    if let Some(status) = status(observed, ready, adopt, now) {
+        // what is said of a build comes before what makes it unneeded, and after what makes it exist
+        let at = if adopt.is_some() { 0 } else { steps.len() };
+        steps.insert(at, Step::SetConfigStatus(Box::new(status)));
+    }
+    let plan = Plan::new(rule, steps);
+    match again {
+        Some(delay) => plan.again_after(delay),
+        None => plan,
+    }
+}
+
+fn decide(observed: &Observed) -> Decision<'_> {
+    let Observed {
+        os_config,
+        wanted,
+        os_builds,
+        image: _,
+    } = observed;
+    let guarded = os_config
+        .finalizers()
+        .iter()
+        .any(|one| one == CLEANUP_FINALIZER);
+    if os_config.metadata.deletion_timestamp.is_some() {
+        let left = os_builds.iter().filter(|one| !is_going(one));
+        let mut steps: Vec<_> = left.map(|one| Step::DeleteBuild(target(one))).collect();
+        if os_builds.is_empty() && guarded {
+            steps.push(Step::RemoveFinalizer);
+        }
+        return Decision::new("deleting", steps);
+    }
+    if !guarded {
+        return Decision::new("guard", vec![Step::AddFinalizer]);
+    }
+    let inputs = match wanted {
+        Wanted::Invalid(why) => return Decision::new("invalid", Vec::new()).saying("Invalid", why),
+        Wanted::Waiting(what) => {
+            return Decision::new("waiting", Vec::new()).saying("Waiting", what);
+        }
+        Wanted::Build(inputs) => inputs,
+    };
+    let current = observed.current();
+    if os_config.annotations().contains_key(annotation::REBUILD)
+        && let Some(current) = current
+    {
+        let steps = if is_going(current) {
+            Vec::new()
+        } else {
+            let told = format!("MachineOSBuild {} is built again", current.name_any());
+            vec![
+                Step::Tell(Notice::new(Reason::RebuildRequested, told)),
+                Step::DeleteBuild(target(current)),
+            ]
+        };
+        return Decision::new("rebuild-requested", steps)
+            .saying("Building", "a rebuild was asked for");
+    }
+    let Some(current) = current else {
+        return create(observed, inputs);
+    };
+    if is_going(current) {
+        let message = format!("MachineOSBuild {} is being deleted", current.name_any());
+        return Decision::new("replaced", Vec::new()).saying("Building", message);
+    }
+    existing(observed, current)
+}
+
+/// The wanted build doesn't exist.
+fn create<'a>(observed: &'a Observed, inputs: &BuildInputs) -> Decision<'a> {
+    let os_config = &observed.os_config;
+    let name = inputs.name.to_string();
+    let building = format!("MachineOSBuild {name} is being built");
+    if let Some(image) = seed(observed) {
+        if image
+            .parse::<Reference>()
+            .ok()
+            .and_then(|image| image.digest)
+            .is_none()
+        {
+            let message = format!(
+                "annotation {}: {image:?} is no image with a digest (REPOSITORY@sha256:…)",
+                annotation::PRE_BUILT_IMAGE
+            );
+            return Decision::new("invalid", Vec::new()).saying("Invalid", message);
+        }
+        let os_build = seeded_build(inputs, os_config, image);
+        return Decision::new("seed", vec![Step::CreateBuild(Box::new(os_build))]).saying(
+            "Building",
+            format!("MachineOSBuild {name} is seeded with {image}"),
+        );
+    }
+    let mut steps = annotate(
+        observed,
+        &[
+            (annotation::CURRENT_BUILD, Some(&name)),
+            (annotation::REBUILD, None),
+        ],
+    );
+    steps.push(Step::CreateBuild(Box::new(new_build(inputs, os_config))));
+    steps.push(Step::Tell(Notice::new(
+        Reason::ConfigReconciled,
+        format!("MachineOSBuild {name} was created"),
+    )));
+    Decision::new("create", steps).saying("Building", building)
+}
+
+/// The wanted build exists and isn't being deleted.
+fn existing<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Decision<'a> {
+    let name = current.name_any();
+    let conditions = current
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    let detail = phase::detail(conditions);
+    let named = || annotate(observed, &[(annotation::CURRENT_BUILD, Some(&name))]);
+    let with_detail = |text: String| match detail {
+        Some(detail) => format!("{text}: {detail}"),
+        None => text,
+    };
+    match Phase::of(conditions) {
+        Phase::Initial if detail.is_some() => Decision::new("building", named())
+            .saying("Waiting", with_detail(format!("MachineOSBuild {name}"))),
+        Phase::Initial | Phase::Prepared | Phase::Building => Decision::new("building", named())
+            .saying(
+                "Building",
+                with_detail(format!("MachineOSBuild {name} is being built")),
+            ),
+        Phase::Interrupted
+            if current
+                .annotations()
+                .contains_key(annotation::SUPERSEDED_BY) =>
+        {
+            Decision::new("restart", vec![Step::DeleteBuild(target(current))]).saying(
+                "Building",
+                format!("MachineOSBuild {name} was interrupted and is built again"),
+            )
+        }
+        ended @ (Phase::Failed | Phase::Interrupted) => {
+            let (reason, what) = match ended {
+                Phase::Interrupted => ("BuildInterrupted", "was interrupted"),
+                _ => ("BuildFailed", "failed"),
+            };
+            let mut steps = named();
+            steps.extend(without_image(observed));
+            Decision::new("failed", steps)
+                .saying(reason, with_detail(format!("MachineOSBuild {name} {what}")))
+        }
+        Phase::Succeeded => succeeded(observed, current),
+    }
+}
+
+fn succeeded<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Decision<'a> {
+    let name = current.name_any();
+    if to_adopt(observed).is_some() {
+        match &observed.image {
+            Answer::Absent => {
+                let told = format!(
+                    "the registry no longer has the image of MachineOSBuild {name}: it is built again"
+                );
+                return Decision::new(
+                    "image-lost",
+                    vec![
+                        Step::Tell(Notice::new(Reason::ImageLost, told.clone())),
+                        Step::DeleteBuild(target(current)),
+                    ],
+                )
+                .saying("Building", told);
+            }
+            Answer::Unknown(why) => {
+                let mut decision = Decision::new("unconfirmed", Vec::new()).saying(
+                    "Waiting",
+                    format!("MachineOSBuild {name} succeeded, but its registry can't be asked for the image: {why}"),
+                );
+                decision.again = Some(ASK_AGAIN);
+                return decision;
+            }
+            // a registry that doesn't let us look was pushed to all the same
+            Answer::NotAsked
+            | Answer::Present { .. }
+            | Answer::NoAccess(_)
+            | Answer::Refused(_) => {}
+        }
+        let mut decision = Decision::new("adopt", tidy(observed, current));
+        decision.adopt = Some(current);
+        decision.ready = Some(ready(current));
+        return decision;
+    }
+    let mut steps = tidy(observed, current);
+    let rest: Vec<_> = without_image(observed).collect();
+    let rule = if rest.is_empty() { "settled" } else { "prune" };
+    steps.extend(rest);
+    let mut decision = Decision::new(rule, steps);
+    decision.ready = Some(ready(current));
+    decision
+}
+
+/// The annotations of a config whose image is told in its status.
+fn tidy(observed: &Observed, current: &MachineOSBuild) -> Vec<Step> {
+    annotate(
+        observed,
+        &[
+            (annotation::CURRENT_BUILD, Some(&current.name_any())),
+            (annotation::PRE_BUILT_IMAGE, None),
+        ],
+    )
+}
+
+fn ready(current: &MachineOSBuild) -> Ready {
+    Ready {
+        holds: true,
+        reason: "ImageReady",
+        message: format!(
+            "MachineOSBuild {} has built what is asked for",
+            current.name_any()
+        ),
+    }
+}
+
+/// The wanted build, if it has an image that the status doesn't name for this generation.
+#[must_use]
+pub fn to_adopt(observed: &Observed) -> Option<&MachineOSBuild> {
+    let current = observed.current().filter(|current| !is_going(current))?;
+    let status = current.status.as_ref()?;
+    let image = status.digested_image_push_spec.as_ref()?;
+    if Phase::of(status.conditions.as_deref().unwrap_or_default()) != Phase::Succeeded {
+        return None;
+    }
+    let told = observed.os_config.status.as_ref();
+    let adopted = told.is_some_and(|told| {
+        told.current_image_pull_spec.as_ref() == Some(image)
+            && told.observed_generation == observed.os_config.metadata.generation
+            && told
+                .machine_os_build
+                .as_ref()
+                .map(|build| build.name.as_str())
+                == Some(current.name_any().as_str())
+    });
+    (!adopted).then_some(current)
+}
+
+/// Deletion of the builds that ended without an image and aren't wanted. Kept until their successor has ended, so that what became of them can be seen.
+fn without_image(observed: &Observed) -> impl Iterator<Item = Step> {
+    let wanted = observed.wanted.name().unwrap_or_default();
+    observed.os_builds.iter().filter_map(move |os_build| {
+        let conditions = os_build.status.as_ref()?.conditions.as_deref()?;
+        let ended = matches!(Phase::of(conditions), Phase::Failed | Phase::Interrupted);
+        (ended && !is_going(os_build) && os_build.name_any() != wanted)
+            .then(|| Step::DeleteBuild(target(os_build)))
+    })
+}
+
+/// The image to start with, as long as nothing was built.
+fn seed(observed: &Observed) -> Option<&str> {
+    let annotations = observed.os_config.annotations();
+    let image = annotations.get(annotation::PRE_BUILT_IMAGE)?;
+    let status = observed.os_config.status.as_ref();
+    let fresh = !annotations.contains_key(annotation::CURRENT_BUILD)
+        && status.is_none_or(|status| status.current_image_pull_spec.is_none());
+    (fresh && !image.is_empty()).then_some(image)
+}
+
+/// A step that makes the annotations so, unless they are.
+fn annotate(observed: &Observed, wanted: &[(&'static str, Option<&String>)]) -> Vec<Step> {
+    let there = observed.os_config.annotations();
+    let changes: Vec<_> = wanted
+        .iter()
+        .filter(|(key, value)| there.get(*key) != *value)
+        .map(|(key, value)| (*key, value.cloned()))
+        .collect();
+    if changes.is_empty() {
+        Vec::new()
+    } else {
+        vec![Step::Annotate(changes)]
+    }
+}
+
+/// The whole status, if it is to say something else.
+fn status(
+    observed: &Observed,
+    ready: Option<Ready>,
+    adopt: Option<&MachineOSBuild>,
+    now: Timestamp,
+) -> Option<MachineOSConfigStatus> {
+    let before = observed.os_config.status.clone().unwrap_or_default();
+    let mut status = before.clone();
+    if let Some(Ready {
+        holds,
+        reason,
+        message,
+    }) = ready
+    {
+        let statement = Statement {
+            type_: READY,
+            holds,
+            reason: reason.to_owned(),
+            message,
+        };
+        condition::set(status.conditions.get_or_insert_default(), statement, now);
+    }
+    if let Some(os_build) = adopt {
+        let image = os_build
+            .status
+            .as_ref()
+            .and_then(|status| status.digested_image_push_spec.clone());
+        if os_build.labels().contains_key(label::PRE_BUILT_IMAGE)
+            && let Some(image) = &image
+        {
+            let statement = Statement {
+                type_: SEEDED,
+                holds: true,
+                reason: "PreBuiltImageSeeded".to_owned(),
+                message: format!("MachineOSConfig seeded with pre-built image \"{image}\""),
+            };
+            condition::set(status.conditions.get_or_insert_default(), statement, now);
+        }
+        status.current_image_pull_spec = image;
+        // it must not move backwards
+        status.observed_generation = observed
+            .os_config
+            .metadata
+            .generation
+            .max(before.observed_generation);
+        status.machine_os_build = Some(ObjectReference {
+            group: GROUP.to_owned(),
+            resource: "machineosbuilds".to_owned(),
+            namespace: None,
+            name: os_build.name_any(),
+        });
+    }
+    (status != before).then_some(status)
+}
+
+fn is_going(os_build: &MachineOSBuild) -> bool {
+    os_build.metadata.deletion_timestamp.is_some()
+}
+
+fn target(os_build: &MachineOSBuild) -> Target {
+    Target {
+        name: os_build.name_any(),
+        uid: os_build.uid().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

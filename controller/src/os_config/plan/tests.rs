@@ -1,0 +1,287 @@
+//! One row per case of the table in the module's documentation.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::*;
+use crate::api::MachineOSConfig;
+use crate::fixtures::{self, now, os_build, os_build_with_image};
+
+const IMAGE: &str = "registry.example.com/org/repo@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
+
+fn guarded() -> MachineOSConfig {
+    let mut os_config = fixtures::os_config();
+    os_config.metadata.finalizers = Some(vec![CLEANUP_FINALIZER.to_owned()]);
+    os_config.metadata.generation = Some(1);
+    os_config
+}
+
+fn annotated(mut os_config: MachineOSConfig, key: &str, value: &str) -> MachineOSConfig {
+    os_config
+        .annotations_mut()
+        .insert(key.to_owned(), value.to_owned());
+    os_config
+}
+
+/// With the wanted build's name.
+fn named() -> MachineOSConfig {
+    annotated(
+        guarded(),
+        annotation::CURRENT_BUILD,
+        fixtures::inputs().name.as_str(),
+    )
+}
+
+fn seen(os_config: MachineOSConfig, os_builds: Vec<MachineOSBuild>) -> Observed {
+    Observed {
+        wanted: Wanted::Build(Box::new(fixtures::inputs())),
+        os_config,
+        os_builds: os_builds.into_iter().map(Arc::new).collect(),
+        image: Answer::NotAsked,
+    }
+}
+
+fn build_in(phase: Phase) -> MachineOSBuild {
+    let mut build = os_build();
+    let status = build.status.get_or_insert_default();
+    phase.write(status.conditions.get_or_insert_default(), None, now());
+    build
+}
+
+fn other(mut os_build: MachineOSBuild) -> MachineOSBuild {
+    os_build.metadata.name = Some("worker-other".to_owned());
+    os_build.metadata.uid = Some("other-uid".to_owned());
+    os_build
+}
+
+fn going(mut os_build: MachineOSBuild) -> MachineOSBuild {
+    os_build.metadata.deletion_timestamp = Some(Time(now()));
+    os_build
+}
+
+/// After the plan's status was written.
+fn after(mut observed: Observed) -> Observed {
+    for step in plan(&observed, now()).steps {
+        match step {
+            Step::SetConfigStatus(status) => observed.os_config.status = Some(*status),
+            Step::Annotate(changes) => {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => observed
+                            .os_config
+                            .annotations_mut()
+                            .insert(key.to_owned(), value),
+                        None => observed.os_config.annotations_mut().remove(key),
+                    };
+                }
+            }
+            _ => {}
+        }
+    }
+    observed
+}
+
+#[test]
+fn every_rule_has_its_steps() {
+    use Phase::{Building, Failed, Initial, Interrupted};
+    let deleted = |mut os_config: MachineOSConfig| {
+        os_config.metadata.deletion_timestamp = Some(Time(now()));
+        os_config
+    };
+    let rebuild = |os_config| annotated(os_config, annotation::REBUILD, "");
+    let seed = |os_config, image| annotated(os_config, annotation::PRE_BUILT_IMAGE, image);
+    let superseded = |mut build: MachineOSBuild| {
+        build
+            .annotations_mut()
+            .insert(annotation::SUPERSEDED_BY.to_owned(), "newer".to_owned());
+        build
+    };
+    let with = |wanted, observed| Observed { wanted, ..observed };
+    let good = || os_build_with_image(IMAGE);
+    let answered = |image| Observed {
+        image,
+        ..seen(named(), vec![good()])
+    };
+    let adopted = after(answered(Answer::NotAsked));
+    let mut full = adopted.clone();
+    full.os_builds.push(Arc::new(other(build_in(Interrupted))));
+    let mut kept = adopted.clone();
+    kept.os_builds.push(Arc::new(other(good())));
+    let create = vec!["annotate", "create-build", "tell", "set-config-status"];
+    let rows: Vec<(Observed, &str, Vec<&str>)> = vec![
+        (
+            seen(deleted(guarded()), vec![good(), other(good())]),
+            "deleting",
+            vec!["delete-build", "delete-build"],
+        ),
+        (
+            seen(deleted(guarded()), vec![going(good())]),
+            "deleting",
+            vec![],
+        ),
+        (
+            seen(deleted(guarded()), vec![]),
+            "deleting",
+            vec!["remove-finalizer"],
+        ),
+        (
+            seen(deleted(fixtures::os_config()), vec![]),
+            "deleting",
+            vec![],
+        ),
+        (
+            seen(fixtures::os_config(), vec![]),
+            "guard",
+            vec!["add-finalizer"],
+        ),
+        (
+            with(Wanted::Invalid("no".to_owned()), seen(guarded(), vec![])),
+            "invalid",
+            vec!["set-config-status"],
+        ),
+        (
+            with(Wanted::Waiting("no".to_owned()), seen(guarded(), vec![])),
+            "waiting",
+            vec!["set-config-status"],
+        ),
+        (
+            seen(rebuild(named()), vec![good()]),
+            "rebuild-requested",
+            vec!["tell", "delete-build", "set-config-status"],
+        ),
+        (
+            seen(rebuild(named()), vec![going(good())]),
+            "rebuild-requested",
+            vec!["set-config-status"],
+        ),
+        (seen(rebuild(named()), vec![]), "create", create.clone()),
+        (
+            seen(seed(guarded(), IMAGE), vec![]),
+            "seed",
+            vec!["create-build", "set-config-status"],
+        ),
+        (
+            seen(seed(guarded(), "repo:latest"), vec![]),
+            "invalid",
+            vec!["set-config-status"],
+        ),
+        (
+            seen(seed(named(), IMAGE), vec![]),
+            "create",
+            vec!["create-build", "tell", "set-config-status"],
+        ),
+        (seen(guarded(), vec![]), "create", create),
+        (
+            seen(guarded(), vec![going(good())]),
+            "replaced",
+            vec!["set-config-status"],
+        ),
+        (
+            seen(named(), vec![superseded(build_in(Interrupted))]),
+            "restart",
+            vec!["delete-build", "set-config-status"],
+        ),
+        (
+            seen(guarded(), vec![build_in(Building)]),
+            "building",
+            vec!["annotate", "set-config-status"],
+        ),
+        (
+            seen(named(), vec![build_in(Initial), other(build_in(Failed))]),
+            "building",
+            vec!["set-config-status"],
+        ),
+        (
+            seen(
+                named(),
+                vec![
+                    build_in(Failed),
+                    other(build_in(Interrupted)),
+                    other(good()),
+                ],
+            ),
+            "failed",
+            vec!["delete-build", "set-config-status"],
+        ),
+        (
+            seen(named(), vec![build_in(Interrupted)]),
+            "failed",
+            vec!["set-config-status"],
+        ),
+        (
+            answered(Answer::Absent),
+            "image-lost",
+            vec!["tell", "delete-build", "set-config-status"],
+        ),
+        (
+            answered(Answer::Unknown("no".to_owned())),
+            "unconfirmed",
+            vec!["set-config-status"],
+        ),
+        (
+            answered(Answer::Refused("no".to_owned())),
+            "adopt",
+            vec!["set-config-status"],
+        ),
+        (
+            Observed {
+                os_config: seed(guarded(), IMAGE),
+                ..answered(Answer::NotAsked)
+            },
+            "adopt",
+            vec!["set-config-status", "annotate"],
+        ),
+        (full, "prune", vec!["delete-build"]),
+        (kept, "settled", vec![]),
+        (adopted, "settled", vec![]),
+    ];
+    let mut rules = BTreeSet::new();
+    for (observed, rule, steps) in rows {
+        let plan = plan(&observed, now());
+        let names: Vec<_> = plan.steps.iter().map(Step::name).collect();
+        assert_eq!((plan.rule, names), (rule, steps), "{observed:#?}");
+        rules.insert(rule);
+    }
+    let documented: BTreeSet<_> = include_str!("../plan.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | ")?.split(" | ").next())
+        .filter(|name| !matches!(*name, "rule" | "---"))
+        .collect();
+    assert_eq!(
+        rules, documented,
+        "the table in the documentation has other rules"
+    );
+}
+
+#[test]
+fn adoption_names_image_build_and_generation() {
+    let observed = after(seen(named(), vec![os_build_with_image(IMAGE)]));
+    let status = observed.os_config.status.unwrap();
+    assert_eq!(status.current_image_pull_spec.as_deref(), Some(IMAGE));
+    assert_eq!(status.observed_generation, Some(1));
+    assert_eq!(
+        status.machine_os_build,
+        Some(ObjectReference {
+            group: "machineconfiguration.openshift.io".to_owned(),
+            resource: "machineosbuilds".to_owned(),
+            namespace: None,
+            name: fixtures::inputs().name.to_string(),
+        })
+    );
+    assert!(condition::is_true(&status.conditions.unwrap(), READY));
+}
+
+#[test]
+fn a_new_content_keeps_the_old_image_in_the_status_until_it_is_built() {
+    let mut observed = after(seen(named(), vec![os_build_with_image(IMAGE)]));
+    observed.os_builds = vec![Arc::new(other(os_build_with_image(IMAGE)))];
+    let before = observed.os_config.status.clone().unwrap();
+    let status = after(observed).os_config.status.unwrap();
+    assert_eq!(
+        status.current_image_pull_spec,
+        before.current_image_pull_spec
+    );
+    assert_eq!(status.machine_os_build, before.machine_os_build);
+    assert!(!condition::is_true(&status.conditions.unwrap(), READY));
+}

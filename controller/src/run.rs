@@ -1,0 +1,369 @@
+//! How do the parts of the controller run together?
+//!
+//! ```text
+//! lease ─► watches ─► queues ─► reconcile MachineOSConfigs
+//!              │         ├────► reconcile MachineOSBuilds
+//!              └► cache  └────► drain the ledger
+//! admin server from the start; on SIGTERM: queues end, passes in hand finish, the lease is released
+//! ```
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use futures::channel::mpsc::UnboundedReceiver;
+use kube::runtime::applier;
+use kube::runtime::controller::{self, Action, ReconcileRequest};
+use kube::runtime::reflector::Store;
+use kube::{Client, Resource, ResourceExt as _};
+use strata_builder::error::{Class, Classify, chain};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::admin::{self, AdminError, Health};
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::error::Error;
+use crate::events::Recorder;
+use crate::lease::{self, Leadership, LeaseError, Lost};
+use crate::ledger::{self, Ledger};
+use crate::metrics::{Kind, Metrics};
+use crate::registries::Registries;
+use crate::settings::Settings;
+use crate::watches::{self, Queues, Requests};
+use crate::{os_build, os_config};
+
+/// Passes at the same time, per kind: enough that some that wait for a registry hold nobody else up.
+const CONCURRENCY: u16 = 32;
+
+/// Events of one change come together within this; they cost one pass.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+
+/// A pass that lost against another writer is repeated when that writer's change has been told.
+const AFTER_CONFLICT: Duration = Duration::from_millis(50);
+
+/// Between two looks at the ledger at least.
+const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at the ledger at most.
+const LEDGER_ROUND: Duration = Duration::from_secs(300);
+/// After a registry that didn't answer.
+const LEDGER_RETRY: Duration = Duration::from_secs(30);
+
+/// Passes in hand get this long at the stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often the process shows that it lives.
+const BEAT: Duration = Duration::from_secs(15);
+
+/// Why the program ends other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Signals can't be caught.
+    #[error("catch signals")]
+    Signals(#[source] std::io::Error),
+    /// The admin server.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The Lease.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// Another replica may work by now.
+    #[error("the lease could not be renewed in time: another replica may work by now")]
+    LeaseLost,
+}
+
+impl Classify for RunError {
+    fn class(&self) -> Class {
+        match self {
+            RunError::Signals(_) => Class::INTERNAL,
+            RunError::Admin(source) => source.class(),
+            RunError::Lease(source) => source.class(),
+            RunError::LeaseLost => Class::Transient,
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// Whatever keeps it from running; the process is to end, and be started again.
+pub async fn run(client: Client, settings: Settings) -> Result<(), RunError> {
+    let shutdown = stop_on_signal()?;
+    let health = Health::new();
+    let metrics = Metrics::new();
+    let mut tasks = JoinSet::new();
+    let serving = admin::serve(
+        settings.listen,
+        health.clone(),
+        metrics.clone(),
+        shutdown.clone(),
+    );
+    let serving = tokio::spawn(serving);
+    tasks.spawn(beat(health.clone()));
+    // one that waits has nothing to load
+    health.set_ready(true);
+
+    let namespace = settings.job.namespace.clone();
+    let leading = async {
+        let identity = settings.identity.clone();
+        let acquired =
+            lease::acquire(client.clone(), &namespace, &identity, shutdown.clone()).await?;
+        match acquired {
+            Some(leadership) => {
+                lead(leadership, client, settings, &health, metrics, &shutdown).await
+            }
+            None => Ok(()),
+        }
+    };
+    let outcome = tokio::select! {
+        Ok(Err(error)) = serving => Err(error.into()),
+        led = leading => led,
+    };
+    tasks.shutdown().await;
+    outcome
+}
+
+/// Works as long as the lease is held.
+async fn lead(
+    leadership: Leadership,
+    client: Client,
+    settings: Settings,
+    health: &Health,
+    metrics: Metrics,
+    shutdown: &CancellationToken,
+) -> Result<(), RunError> {
+    health.set_ready(false);
+    health.set_leading(true);
+    metrics.leader(true);
+    info!(identity = settings.identity, "leading");
+    // the lease is given back only when nothing works any more
+    let idle = CancellationToken::new();
+    let mut holding = tokio::spawn(leadership.hold(idle.clone()));
+    let lost = tokio::select! {
+        () = work(client, settings, health, metrics, shutdown) => {
+            idle.cancel();
+            holding.await
+        }
+        lost = &mut holding => lost,
+    };
+    match lost {
+        Ok(Lost::Released) => {
+            info!("stopped");
+            Ok(())
+        }
+        Ok(Lost::Expired) | Err(_) => Err(RunError::LeaseLost),
+    }
+}
+
+/// Watches and reconciles until the shutdown, then finishes what is in hand.
+async fn work(
+    client: Client,
+    settings: Settings,
+    health: &Health,
+    metrics: Metrics,
+    shutdown: &CancellationToken,
+) {
+    let begin = Instant::now();
+    let Settings {
+        job,
+        listen: _,
+        identity,
+    } = settings;
+    let (queues, requests) = Queues::new();
+    let mut tasks = JoinSet::new();
+    let cache = watches::start(&client, &job.namespace, &queues, &mut tasks);
+    tokio::select! {
+        () = watches::listed(&cache) => {}
+        () = shutdown.cancelled() => return,
+    }
+    health.set_ready(true);
+    info!(elapsed = ?begin.elapsed(), "all kinds are listed");
+    let registries = Registries::new(
+        client.clone(),
+        job.namespace.clone(),
+        job.plain_http.clone(),
+    );
+    let context = Arc::new(Context {
+        ledger: Ledger::new(client.clone(), &job.namespace),
+        recorder: Recorder::new(client.clone(), &identity),
+        unneeded: Arc::clone(&queues.unneeded),
+        backoff: Backoff::new(),
+        settings: job,
+        registries,
+        metrics,
+        cache,
+        client,
+    });
+    let Requests {
+        os_configs,
+        os_builds,
+    } = requests;
+    let working = async {
+        futures::join!(
+            drive(
+                Kind::OsConfig,
+                os_configs,
+                context.cache.os_configs.store.clone(),
+                Arc::clone(&context),
+                shutdown,
+                os_config::reconcile,
+            ),
+            drive(
+                Kind::OsBuild,
+                os_builds,
+                context.cache.os_builds.store.clone(),
+                Arc::clone(&context),
+                shutdown,
+                os_build::reconcile,
+            ),
+            drain(&context, shutdown),
+        );
+    };
+    let limit = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(STOP_LIMIT).await;
+    };
+    tokio::select! {
+        () = working => {}
+        () = limit => warn!("passes in hand were not finished in time; the next start goes on with them"),
+    }
+}
+
+/// Reconciles what is queued until the shutdown.
+async fn drive<K, F, Fut>(
+    kind: Kind,
+    requests: UnboundedReceiver<ReconcileRequest<K>>,
+    store: Store<K>,
+    context: Arc<Context>,
+    shutdown: &CancellationToken,
+    reconcile: F,
+) where
+    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K::DynamicType: Debug + Hash + Eq + Clone + Default + Unpin,
+    F: Fn(Arc<K>, Arc<Context>) -> Fut + Copy,
+    Fut: Future<Output = Result<Action, Error>> + Send,
+{
+    let queue = requests
+        .map(Ok::<_, Infallible>)
+        .take_until(shutdown.cancelled());
+    let pass = move |object: Arc<K>, context: Arc<Context>| {
+        Box::pin(async move {
+            let begin = Instant::now();
+            let name = object.name_any();
+            let outcome = reconcile(object, Arc::clone(&context)).await;
+            context.metrics.reconcile_seconds(kind, begin.elapsed());
+            if outcome.is_ok() {
+                context.backoff.succeeded(&key(kind, &name));
+            }
+            outcome
+        })
+    };
+    let limits = controller::Config::default()
+        .debounce(DEBOUNCE)
+        .concurrency(CONCURRENCY);
+    applier(
+        pass,
+        move |object, error, context| again(kind, &object.name_any(), error, &context),
+        context,
+        store,
+        queue,
+        limits,
+    )
+    .for_each(|done| {
+        // failed passes are told where their delay is chosen; the rest are requests for what is gone
+        if let Err(controller::Error::ObjectNotFound(object)) = done {
+            debug!(%object, "gone");
+        }
+        std::future::ready(())
+    })
+    .await;
+}
+
+/// When to try again after `error`, which is told here.
+fn again(kind: Kind, name: &str, error: &Error, context: &Context) -> Action {
+    if error.is_conflict() {
+        debug!(
+            ?kind,
+            name,
+            error = chain(error),
+            "another writer was faster"
+        );
+        return Action::requeue(AFTER_CONFLICT);
+    }
+    let class = error.class();
+    let delay = context.backoff.failed(&key(kind, name), class);
+    context.metrics.reconcile_error(kind, class);
+    let error = chain(error);
+    match class {
+        Class::Transient | Class::User(_) => {
+            warn!(?kind, name, ?class, error, again_after = ?delay, "pass not finished");
+        }
+        Class::Permanent(_) => {
+            error!(?kind, name, ?class, error, again_after = ?delay, "pass not finished");
+        }
+    }
+    Action::requeue(delay)
+}
+
+fn key(kind: Kind, name: &str) -> String {
+    format!("{kind:?}/{name}")
+}
+
+/// Deletes images of the ledger whenever one may have become unneeded.
+async fn drain(context: &Context, shutdown: &CancellationToken) {
+    let mut round = LEDGER_PAUSE;
+    loop {
+        tokio::select! {
+            () = context.unneeded.notified() => {}
+            () = tokio::time::sleep(round) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let begin = Instant::now();
+        round = match ledger::drain(context).await {
+            Ok(false) => LEDGER_ROUND,
+            Ok(true) => LEDGER_RETRY,
+            Err(error) => {
+                warn!(error = chain(&error), "the ledger can't be worked on");
+                LEDGER_RETRY
+            }
+        };
+        context
+            .metrics
+            .reconcile_seconds(Kind::Ledger, begin.elapsed());
+        tokio::select! {
+            () = tokio::time::sleep(LEDGER_PAUSE) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn beat(health: Health) {
+    loop {
+        health.beat();
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
+/// Cancelled by the first SIGTERM or SIGINT.
+fn stop_on_signal() -> Result<CancellationToken, RunError> {
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("stopping");
+        stop.cancel();
+    });
+    Ok(shutdown)
+}
