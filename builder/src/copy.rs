@@ -192,6 +192,7 @@ pub fn copy(
         find(source, from, ignore, &mut found)?;
     }
     let count = found.len() + request.remote.len() + request.inline.len();
+    let mut fresh = into.file_type(&target)?.is_none();
     if must_be_directory {
         into.create_directories(&target, parent_owner)?;
     } else if let Some(parent) = target.parent() {
@@ -225,6 +226,7 @@ pub fn copy(
                 canonical,
                 into,
                 &target,
+                std::mem::take(&mut fresh),
                 &mut copier.summary,
             )?;
         if !unpacked {
@@ -247,7 +249,15 @@ fn others(
     for Remote { path, name, time } in &request.remote {
         let source = Path::new(name);
         let unpacked = request.unpack_remote
-            && archive::unpack(request, path, source, into, target, &mut copier.summary)?;
+            && archive::unpack(
+                request,
+                path,
+                source,
+                into,
+                target,
+                false,
+                &mut copier.summary,
+            )?;
         if !unpacked {
             copier.remote(path, *time, &place(target, source, is_directory))?;
         }

@@ -190,6 +190,11 @@ fn steps_run_by_the_words_of_their_stage() {
                 &["1000", "1001", "/home/ann", "0022"],
             ),
             ("USER 7:wheel\nRUN id -u; id -g\n", &[], &["7", "10"]),
+            (
+                "USER ann\nWORKDIR /a/b\nRUN stat -c '%u %g' /a /a/b\n",
+                &[],
+                &["1000 1001", "1000 1001"],
+            ),
             ("WORKDIR /a/b\nWORKDIR c\nRUN pwd\n", &[], &["/a/b/c"]),
             (
                 "ARG V=default\nRUN echo $V\n",

@@ -15,13 +15,15 @@ use super::{CopyError, CopyRequest, CopySummary};
 use crate::decompress::decompress;
 use crate::root::Root;
 
-/// Unpacks `place` (`source` in its root) below `target`, made if absent. False if it is no archive.
+/// Unpacks `place` (`source` in its root) below `target`, made if absent. False if it is no archive. A `fresh` target, which this ADD makes, takes the attributes
+/// that the archive has for its root; another one keeps its own.
 pub(super) fn unpack(
     request: &CopyRequest<'_>,
     place: &Path,
     source: &Path,
     into: &Root,
     target: &Path,
+    fresh: bool,
     summary: &mut CopySummary,
 ) -> Result<bool, CopyError> {
     if !fs::symlink_metadata(place)
@@ -43,6 +45,11 @@ pub(super) fn unpack(
     let entries = archive.entries().map_err(failed("unpack", source))?;
     for entry in entries {
         let entry = entry.map_err(failed("unpack", source))?;
+        if fresh && is_root(&entry).map_err(failed("unpack", source))? {
+            let attributes = attributes(request, &entry).map_err(failed("unpack", source))?;
+            directories.insert(0, (PathBuf::new(), attributes));
+            continue;
+        }
         unpack_entry(request, entry, source, &inside, &mut directories, summary)?;
     }
     // Times of directories last, deepest first, since every entry changes them.
@@ -164,6 +171,11 @@ fn unpack_entry(
     }
     summary.entries += 1;
     Ok(())
+}
+
+fn is_root(entry: &Entry<'_, impl Read>) -> io::Result<bool> {
+    let name = super::clean(&entry.path()?.to_string_lossy());
+    Ok(name.as_os_str().is_empty() && entry.header().entry_type().is_dir())
 }
 
 fn link_name(entry: &Entry<'_, impl Read>) -> io::Result<PathBuf> {

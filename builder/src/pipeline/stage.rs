@@ -362,7 +362,11 @@ impl<'a> Stages<'a> {
             Instruction::Add(transfer) => self.transfer(current, transfer, sources, true)?,
             Instruction::Workdir(_) => {
                 let workdir = PathBuf::from(current.state.workdir());
-                self.root(current)?.create_directories(&workdir, (0, 0))?;
+                let root = self.root(current)?;
+                // A user that the image doesn't have is an error of the step that would run as it.
+                let owner = root.user(current.state.user());
+                let owner = owner.map_or((0, 0), |user| (user.uid, user.gid));
+                root.create_directories(&workdir, owner)?;
             }
             Instruction::Arg(_)
             | Instruction::Env(_)
