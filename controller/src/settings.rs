@@ -163,7 +163,7 @@ pub enum SettingsError {
     /// No image.
     #[error("{flag} must be an image reference like quay.io/org/strata-builder:v1")]
     Reference {
-        /// Which flag.
+        /// Which flag and variable.
         flag: &'static str,
         /// What is wrong.
         source: InvalidReference,
@@ -171,7 +171,7 @@ pub enum SettingsError {
     /// Text of the wrong form.
     #[error("{flag} {text:?} must be {wanted}")]
     Form {
-        /// Which flag.
+        /// Which flag and variable.
         flag: &'static str,
         /// As given.
         text: String,
@@ -181,17 +181,19 @@ pub enum SettingsError {
     /// No scheduler would ever take it.
     #[error("{request_flag} {request} must not be above {limit_flag} {limit}")]
     AboveLimit {
-        /// Which flag.
+        /// Which flag and variable.
         request_flag: &'static str,
         /// As given.
         request: String,
-        /// Which flag.
+        /// Which flag and variable.
         limit_flag: &'static str,
         /// As given.
         limit: String,
     },
     /// No name for this replica.
-    #[error("--identity must be given, as the host name can't be read from {HOST_NAME_FILE}")]
+    #[error(
+        "--identity (POD_NAME) must be given, as the host name can't be read from {HOST_NAME_FILE}"
+    )]
     HostName(#[source] std::io::Error),
 }
 
@@ -232,30 +234,57 @@ impl RunArgs {
         } = self;
         if let Err(source) = builder_image.parse::<Reference>() {
             return Err(SettingsError::Reference {
-                flag: "--builder-image",
+                flag: "--builder-image (STRATA_BUILDER_IMAGE)",
                 source,
             });
         }
         let resources = Resources {
-            cpu_request: quantity("--build-cpu-request", build_cpu_request)?,
-            memory_request: quantity("--build-memory-request", build_memory_request)?,
-            memory_limit: quantity("--build-memory-limit", build_memory_limit)?,
-            storage_request: quantity("--build-storage-request", build_storage_request)?,
-            storage_limit: quantity("--build-storage-limit", build_storage_limit)?,
+            cpu_request: quantity(
+                "--build-cpu-request (STRATA_BUILD_CPU_REQUEST)",
+                build_cpu_request,
+            )?,
+            memory_request: quantity(
+                "--build-memory-request (STRATA_BUILD_MEMORY_REQUEST)",
+                build_memory_request,
+            )?,
+            memory_limit: quantity(
+                "--build-memory-limit (STRATA_BUILD_MEMORY_LIMIT)",
+                build_memory_limit,
+            )?,
+            storage_request: quantity(
+                "--build-storage-request (STRATA_BUILD_STORAGE_REQUEST)",
+                build_storage_request,
+            )?,
+            storage_limit: quantity(
+                "--build-storage-limit (STRATA_BUILD_STORAGE_LIMIT)",
+                build_storage_limit,
+            )?,
         };
         within_limits(&resources)?;
         Ok(Settings {
             job: JobSettings {
-                namespace: checked("--namespace", namespace, parse::is_dns_label, DNS_LABEL)?,
+                namespace: checked(
+                    "--namespace (STRATA_NAMESPACE)",
+                    namespace,
+                    parse::is_dns_label,
+                    DNS_LABEL,
+                )?,
                 builder_image,
                 service_account: checked(
-                    "--builder-service-account",
+                    "--builder-service-account (STRATA_BUILDER_SERVICE_ACCOUNT)",
                     builder_service_account,
                     parse::is_dns_subdomain,
                     OBJECT_NAME,
                 )?,
                 plain_http: entries(plain_http)
-                    .map(|host| checked("--plain-http", host, parse::is_host, HOST))
+                    .map(|host| {
+                        checked(
+                            "--plain-http (STRATA_PLAIN_HTTP)",
+                            host,
+                            parse::is_host,
+                            HOST,
+                        )
+                    })
                     .collect::<Result<_, _>>()?,
                 deadline: deadline(build_deadline)?,
                 resources,
@@ -266,7 +295,7 @@ impl RunArgs {
                     .filter(|name| !name.is_empty())
                     .map(|name| {
                         checked(
-                            "--build-priority-class",
+                            "--build-priority-class (STRATA_BUILD_PRIORITY_CLASS)",
                             name,
                             parse::is_dns_subdomain,
                             OBJECT_NAME,
@@ -276,9 +305,14 @@ impl RunArgs {
             },
             listen: listen
                 .parse()
-                .map_err(|_| form("--listen", listen, LISTEN))?,
+                .map_err(|_| form("--listen (STRATA_LISTEN)", listen, LISTEN))?,
             identity: match identity.filter(|name| !name.is_empty()) {
-                Some(name) => checked("--identity", name, parse::is_dns_subdomain, OBJECT_NAME)?,
+                Some(name) => checked(
+                    "--identity (POD_NAME)",
+                    name,
+                    parse::is_dns_subdomain,
+                    OBJECT_NAME,
+                )?,
                 None => host_name()?,
             },
         })
@@ -334,15 +368,15 @@ fn within_limits(resources: &Resources) -> Result<(), SettingsError> {
     } = resources;
     for (request_flag, request, limit_flag, limit) in [
         (
-            "--build-memory-request",
+            "--build-memory-request (STRATA_BUILD_MEMORY_REQUEST)",
             memory_request,
-            "--build-memory-limit",
+            "--build-memory-limit (STRATA_BUILD_MEMORY_LIMIT)",
             memory_limit,
         ),
         (
-            "--build-storage-request",
+            "--build-storage-request (STRATA_BUILD_STORAGE_REQUEST)",
             storage_request,
-            "--build-storage-limit",
+            "--build-storage-limit (STRATA_BUILD_STORAGE_LIMIT)",
             storage_limit,
         ),
     ] {
@@ -362,12 +396,22 @@ fn deadline(text: String) -> Result<Duration, SettingsError> {
     let bounds = Duration::from_secs(1)..=LONGEST_DEADLINE;
     match parse::duration(&text).filter(|duration| bounds.contains(duration)) {
         Some(duration) => Ok(duration),
-        None => Err(form("--build-deadline", text, DEADLINE)),
+        None => Err(form(
+            "--build-deadline (STRATA_BUILD_DEADLINE)",
+            text,
+            DEADLINE,
+        )),
     }
 }
 
 fn toleration(text: String) -> Result<Toleration, SettingsError> {
-    parse::toleration(&text).ok_or_else(|| form("--build-toleration", text, TOLERATION))
+    parse::toleration(&text).ok_or_else(|| {
+        form(
+            "--build-toleration (STRATA_BUILD_TOLERATION)",
+            text,
+            TOLERATION,
+        )
+    })
 }
 
 fn host_name() -> Result<String, SettingsError> {

@@ -72,59 +72,59 @@ fn a_wrong_flag_is_named_with_what_to_write() {
     for (flags, message) in [
         (
             ["--builder-image", "Quay.io/X"],
-            "--builder-image must be an image reference like quay.io/org/strata-builder:v1",
+            "--builder-image (STRATA_BUILDER_IMAGE) must be an image reference like quay.io/org/strata-builder:v1",
         ),
         (
             ["--namespace", "a.b"],
-            "--namespace \"a.b\" must be a namespace's name: lower-case letters, digits and '-', at most 63 of them",
+            "--namespace (STRATA_NAMESPACE) \"a.b\" must be a namespace's name: lower-case letters, digits and '-', at most 63 of them",
         ),
         (
             ["--builder-service-account", ""],
-            "--builder-service-account \"\" must be an object's name: lower-case letters, digits, '-' and '.'",
+            "--builder-service-account (STRATA_BUILDER_SERVICE_ACCOUNT) \"\" must be an object's name: lower-case letters, digits, '-' and '.'",
         ),
         (
             ["--plain-http", "http://x"],
-            "--plain-http \"http://x\" must be a registry's HOST or HOST:PORT as in image references, without https:// and without a path",
+            "--plain-http (STRATA_PLAIN_HTTP) \"http://x\" must be a registry's HOST or HOST:PORT as in image references, without https:// and without a path",
         ),
         (
             ["--listen", "8797"],
-            "--listen \"8797\" must be an IP address with a port, like 0.0.0.0:8797 or [::]:8797",
+            "--listen (STRATA_LISTEN) \"8797\" must be an IP address with a port, like 0.0.0.0:8797 or [::]:8797",
         ),
         (
             ["--identity", "Pod"],
-            "--identity \"Pod\" must be an object's name: lower-case letters, digits, '-' and '.'",
+            "--identity (POD_NAME) \"Pod\" must be an object's name: lower-case letters, digits, '-' and '.'",
         ),
         (
             ["--build-deadline", "90"],
-            "--build-deadline \"90\" must be a duration from 1s to 720h, like 90s, 45m, 2h or 1h30m",
+            "--build-deadline (STRATA_BUILD_DEADLINE) \"90\" must be a duration from 1s to 720h, like 90s, 45m, 2h or 1h30m",
         ),
         (
             ["--build-deadline", "721h"],
-            "--build-deadline \"721h\" must be a duration from 1s to 720h, like 90s, 45m, 2h or 1h30m",
+            "--build-deadline (STRATA_BUILD_DEADLINE) \"721h\" must be a duration from 1s to 720h, like 90s, 45m, 2h or 1h30m",
         ),
         (
             ["--build-cpu-request", "0"],
-            "--build-cpu-request \"0\" must be a Kubernetes quantity above 0, like 500m, 2, 512Mi or 8Gi",
+            "--build-cpu-request (STRATA_BUILD_CPU_REQUEST) \"0\" must be a Kubernetes quantity above 0, like 500m, 2, 512Mi or 8Gi",
         ),
         (
             ["--build-memory-limit", "2GB"],
-            "--build-memory-limit \"2GB\" must be a Kubernetes quantity above 0, like 500m, 2, 512Mi or 8Gi",
+            "--build-memory-limit (STRATA_BUILD_MEMORY_LIMIT) \"2GB\" must be a Kubernetes quantity above 0, like 500m, 2, 512Mi or 8Gi",
         ),
         (
             ["--build-memory-request", "3Gi"],
-            "--build-memory-request 3Gi must not be above --build-memory-limit 2Gi",
+            "--build-memory-request (STRATA_BUILD_MEMORY_REQUEST) 3Gi must not be above --build-memory-limit (STRATA_BUILD_MEMORY_LIMIT) 2Gi",
         ),
         (
             ["--build-storage-limit", "7Gi"],
-            "--build-storage-request 8Gi must not be above --build-storage-limit 7Gi",
+            "--build-storage-request (STRATA_BUILD_STORAGE_REQUEST) 8Gi must not be above --build-storage-limit (STRATA_BUILD_STORAGE_LIMIT) 7Gi",
         ),
         (
             ["--build-priority-class", "a/b"],
-            "--build-priority-class \"a/b\" must be an object's name: lower-case letters, digits, '-' and '.'",
+            "--build-priority-class (STRATA_BUILD_PRIORITY_CLASS) \"a/b\" must be an object's name: lower-case letters, digits, '-' and '.'",
         ),
         (
             ["--build-toleration", "a:Never"],
-            "--build-toleration \"a:Never\" must be KEY, KEY=VALUE, KEY:EFFECT or KEY=VALUE:EFFECT, with EFFECT one of NoSchedule, PreferNoSchedule, NoExecute",
+            "--build-toleration (STRATA_BUILD_TOLERATION) \"a:Never\" must be KEY, KEY=VALUE, KEY:EFFECT or KEY=VALUE:EFFECT, with EFFECT one of NoSchedule, PreferNoSchedule, NoExecute",
         ),
     ] {
         let mut all = vec!["strata-controller"];
