@@ -408,13 +408,34 @@ impl Leadership {
     }
 
     async fn release(self) -> Lost {
-        let free = released(self.lease, Timestamp::now());
-        match self.lock.put(&free).await {
-            Ok(_) => tracing::info!("lease released"),
+        match self.give_away().await {
+            Ok(()) => tracing::info!("lease released"),
             // it expires by itself
             Err(error) => tracing::warn!(error = %chain(&error), "lease not released"),
         }
         Lost::Released
+    }
+
+    async fn give_away(&self) -> Result<(), LeaseError> {
+        let free = released(self.lease.clone(), Timestamp::now());
+        match self.lock.put(&free).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_overtaken() => {}
+            Err(error) => return Err(error),
+        }
+        // touched since the last renewal; it is ours to give away only if it still says so
+        let current = self.lock.get().await?.filter(|lease| {
+            let spec = lease.spec.as_ref();
+            spec.and_then(|spec| spec.holder_identity.as_deref()) == Some(&self.lock.identity)
+        });
+        match current {
+            Some(lease) => self
+                .lock
+                .put(&released(lease, Timestamp::now()))
+                .await
+                .map(|_| ()),
+            None => Ok(()),
+        }
     }
 }
 
