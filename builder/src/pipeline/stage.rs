@@ -364,8 +364,10 @@ impl<'a> Stages<'a> {
                 let workdir = PathBuf::from(current.state.workdir());
                 let root = self.root(current)?;
                 // A user that the image doesn't have is an error of the step that would run as it.
-                let owner = root.user(current.state.user());
-                let owner = owner.map_or((0, 0), |user| (user.uid, user.gid));
+                let owner = match current.state.user() {
+                    "" => (0, 0),
+                    user => root.owner(user).unwrap_or((0, 0)),
+                };
                 root.create_directories(&workdir, owner)?;
             }
             Instruction::Arg(_)
