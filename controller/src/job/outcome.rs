@@ -21,7 +21,7 @@ pub enum JobOutcome {
         /// What it waits for, or how often it has failed.
         progress: Option<String>,
     },
-    /// A pod has ended well.
+    /// A pod has ended well; the Job may not have noticed yet.
     Complete {
         /// When.
         finished: Option<Timestamp>,
@@ -55,6 +55,18 @@ pub fn outcome(job: &Job, pods: &[Pod]) -> JobOutcome {
         return JobOutcome::Complete {
             finished: complete.last_transition_time.as_ref().map(|time| time.0),
             report: succeeded.or(newest).and_then(report),
+        };
+    }
+    // The Job says so a second or two after its pod; a pushed digest is confirmed with the registry anyway.
+    let pushed = pods.iter().find_map(|pod| {
+        let finished = terminated(pod)?.finished_at.as_ref().map(|time| time.0);
+        let report = report(pod).filter(|report| report.pushed().is_some())?;
+        Some((finished, report))
+    });
+    if let Some((finished, report)) = pushed {
+        return JobOutcome::Complete {
+            finished,
+            report: Some(report),
         };
     }
     let status = job.status.clone().unwrap_or_default();

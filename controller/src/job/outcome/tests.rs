@@ -170,3 +170,24 @@ fn a_job_without_an_end_is_prepared_until_there_is_a_pod() {
         assert_eq!(outcome(&job(status), &pods), wanted);
     }
 }
+
+#[test]
+fn a_pod_that_has_pushed_is_enough_before_the_job_says_so() {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let report = json!({
+        "version": 1, "tier": "userns", "phases": [],
+        "outcome": {"result": "pushed", "digest": digest, "sizeBytes": 1, "layers": 1, "sentBytes": 1},
+    })
+    .to_string();
+    let job = job(json!({"active": 1}));
+    let pushed = pod("Running", terminated(0, "Completed", &report));
+    assert!(matches!(
+        outcome(&job, &[pushed]),
+        JobOutcome::Complete { report: Some(report), .. } if report.pushed().is_some()
+    ));
+    let failed = pod("Running", terminated(65, "Error", &failure(Value::Null)));
+    assert!(matches!(
+        outcome(&job, &[failed]),
+        JobOutcome::Building { .. }
+    ));
+}
