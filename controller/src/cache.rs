@@ -17,6 +17,7 @@ use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, label};
+use crate::wanted::{Wanted, wanted};
 
 /// Objects of one kind, by name and by group.
 pub struct Kept<K>
@@ -205,6 +206,20 @@ pub struct Cache {
     pub config_maps: Kept<Meta<ConfigMap>>,
     /// In groups by the name of their MachineOSBuild.
     pub secrets: Kept<Meta<Secret>>,
+}
+
+impl Cache {
+    /// What `os_config` wants, and its pool, as the watches told them.
+    #[must_use]
+    pub fn wanted(&self, os_config: &MachineOSConfig) -> (Wanted, Option<Arc<MachineConfigPool>>) {
+        let pool = self.pools.get(&os_config.spec.machine_config_pool.name);
+        let machine_config = pool
+            .as_deref()
+            .and_then(MachineConfigPool::target_machine_config)
+            .and_then(|target| self.machine_configs.get(target));
+        let wanted = wanted(os_config, pool.as_deref(), machine_config.as_deref());
+        (wanted, pool)
+    }
 }
 
 /// Group of the configs of a pool.

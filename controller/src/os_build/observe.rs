@@ -23,7 +23,7 @@ use crate::phase::Phase;
 use crate::plan::Target;
 use crate::registries::Answer;
 use crate::usage::Use;
-use crate::wanted::{degraded, wanted};
+use crate::wanted::degraded;
 
 /// A MachineOSBuild and all that its plan depends on.
 #[derive(Clone, Debug)]
@@ -122,17 +122,8 @@ pub async fn observe(
     let Some(os_config) = os_config else {
         return Ok(Some(observed));
     };
-    let pool = context
-        .cache
-        .pools
-        .get(&os_config.spec.machine_config_pool.name);
-    let machine_config = pool
-        .as_deref()
-        .and_then(|pool| pool.target_machine_config())
-        .and_then(|target| context.cache.machine_configs.get(target));
-    observed.wanted = wanted(&os_config, pool.as_deref(), machine_config.as_deref())
-        .name()
-        .map(str::to_owned);
+    let (wanted, pool) = context.cache.wanted(&os_config);
+    observed.wanted = wanted.name().map(str::to_owned);
     if observed.wanted.as_deref() == Some(&name)
         && observed.job == JobState::Absent
         && phase(&os_build) == Phase::Initial

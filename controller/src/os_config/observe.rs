@@ -14,7 +14,7 @@ use crate::api::{MachineOSBuild, MachineOSConfig, annotation, label};
 use crate::context::Context;
 use crate::error::Error;
 use crate::registries::Answer;
-use crate::wanted::{Wanted, wanted};
+use crate::wanted::Wanted;
 
 /// A MachineOSConfig and all that its plan depends on.
 #[derive(Clone, Debug)]
@@ -60,16 +60,8 @@ pub async fn observe(
     } else {
         (cached.clone(), context.cache.os_builds.of(&name))
     };
-    let pool = context
-        .cache
-        .pools
-        .get(&os_config.spec.machine_config_pool.name);
-    let machine_config = pool
-        .as_deref()
-        .and_then(|pool| pool.target_machine_config())
-        .and_then(|target| context.cache.machine_configs.get(target));
     let mut observed = Observed {
-        wanted: wanted(&os_config, pool.as_deref(), machine_config.as_deref()),
+        wanted: context.cache.wanted(&os_config).0,
         os_builds: os_builds
             .into_iter()
             .filter(|os_build| controls(&os_config, os_build))
