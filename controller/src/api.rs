@@ -16,6 +16,7 @@ pub use machine_os_build::MachineOSBuild;
 pub use machine_os_config::MachineOSConfig;
 pub use schema::{crd_files, foreign_crds, own_crds};
 
+use kube::{Resource, ResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,13 @@ pub const FOREGROUND_FINALIZER: &str = "foregroundDeletion";
 pub const CLEANUP_FINALIZER: &str = "strata.image-mode.dev/cleanup";
 /// Prefix of Strata's own keys.
 pub const OWN_PREFIX: &str = "strata.image-mode.dev/";
+
+/// Whether `object` stays until we have cleaned up after it.
+#[must_use]
+pub fn is_guarded(object: &impl Resource) -> bool {
+    let mut finalizers = object.finalizers().iter();
+    finalizers.any(|one| one == CLEANUP_FINALIZER)
+}
 
 /// Label keys.
 pub mod label {

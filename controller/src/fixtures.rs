@@ -1,5 +1,7 @@
 //! Valid objects for tests; a test changes what it is about.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -91,4 +93,12 @@ pub(crate) fn os_build() -> MachineOSBuild {
 /// A moment.
 pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap_or_default()
+}
+
+/// The names in the first column of the table in a plan's documentation; a test tries each rule and no other.
+pub(crate) fn documented_rules(plan: &str) -> BTreeSet<&str> {
+    plan.lines()
+        .filter_map(|line| line.strip_prefix("//! | ")?.split(" | ").next())
+        .filter(|name| !matches!(*name, "rule" | "---"))
+        .collect()
 }

@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use crate::api::MachineOSBuild;
 use crate::api::condition::{self, Statement};
 
 /// The states of a build.
@@ -143,6 +144,14 @@ impl Phase {
         .into_iter()
         .find(|phase| condition::is_true(conditions, phase.as_str()))
         .unwrap_or(Phase::Initial)
+    }
+
+    /// The state that the status of `os_build` tells.
+    #[must_use]
+    pub fn of_build(os_build: &MachineOSBuild) -> Phase {
+        let status = os_build.status.as_ref();
+        let conditions = status.and_then(|status| status.conditions.as_deref());
+        Phase::of(conditions.unwrap_or_default())
     }
 
     /// Makes `conditions` tell this state, `detail` following the fixed message of the True one; before any is

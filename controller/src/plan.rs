@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use kube::{Resource, ResourceExt as _};
 use strata_builder::reference::Reference;
 
 use crate::api::MachineOSBuild;
@@ -21,6 +22,17 @@ pub struct Target {
     pub name: String,
     /// metadata.uid.
     pub uid: String,
+}
+
+impl Target {
+    /// `object`.
+    #[must_use]
+    pub fn of(object: &impl Resource) -> Self {
+        Self {
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
+        }
+    }
 }
 
 /// One effect. Steps on the root object itself fail if it was changed since it was observed.

@@ -13,7 +13,7 @@ use strata_builder::contract::BuildReport;
 use strata_builder::reference::Reference;
 
 use super::prepare::{Preparation, prepare};
-use crate::api::{CLEANUP_FINALIZER, MachineOSBuild, annotation, label, name};
+use crate::api::{self, MachineOSBuild, annotation, label, name};
 use crate::cache::{Kept, Meta};
 use crate::context::Context;
 use crate::error::Error;
@@ -81,7 +81,7 @@ pub async fn observe(
     context: &Context,
     cached: &MachineOSBuild,
 ) -> Result<Option<Observed>, Error> {
-    if phase(cached).is_terminal() && cached.metadata.deletion_timestamp.is_none() {
+    if Phase::of_build(cached).is_terminal() && cached.metadata.deletion_timestamp.is_none() {
         return Ok(Some(ended(context, cached)));
     }
     let name = cached.name_any();
@@ -103,7 +103,7 @@ pub async fn observe(
         ..ended(context, &os_build)
     };
     if os_build.metadata.deletion_timestamp.is_some() {
-        if is_guarded(&os_build) && observed.job == JobState::Absent {
+        if api::is_guarded(&os_build) && observed.job == JobState::Absent {
             observed.image = image_to_delete(context, &os_build).await;
             if let Answer::Present { digest, .. } = observed.image {
                 let users = context.users().await?;
@@ -126,7 +126,7 @@ pub async fn observe(
     observed.wanted = wanted.name().map(str::to_owned);
     if observed.wanted.as_deref() == Some(&name)
         && observed.job == JobState::Absent
-        && phase(&os_build) == Phase::Initial
+        && Phase::of_build(&os_build) == Phase::Initial
         && let Some(pool) = &pool
         && !os_build.labels().contains_key(label::PRE_BUILT_IMAGE)
     {
@@ -150,7 +150,7 @@ fn ended(context: &Context, os_build: &MachineOSBuild) -> Observed {
         .filter(|job| is_owned(job.as_ref(), os_build))
         .map_or(JobState::Absent, |job| {
             JobState::Present(Box::new(JobSeen {
-                target: target(job.as_ref()),
+                target: Target::of(job.as_ref()),
                 is_going: job.metadata.deletion_timestamp.is_some(),
                 created: None,
                 outcome: None,
@@ -185,7 +185,7 @@ where
                 && object.labels().contains_key(label::EPHEMERAL)
                 && (owners.is_empty() || job_owns || is_owned(object.as_ref(), os_build))
         })
-        .map(|object| target(object.as_ref()))
+        .map(|object| Target::of(object.as_ref()))
         .collect()
 }
 
@@ -194,26 +194,6 @@ fn is_owned<K: Resource>(object: &K, os_build: &MachineOSBuild) -> bool {
         .owner_references()
         .iter()
         .any(|owner| Some(&owner.uid) == os_build.metadata.uid.as_ref())
-}
-
-fn target<K: Resource>(object: &K) -> Target {
-    Target {
-        name: object.name_any(),
-        uid: object.uid().unwrap_or_default(),
-    }
-}
-
-fn phase(os_build: &MachineOSBuild) -> Phase {
-    let status = os_build.status.as_ref();
-    let conditions = status.and_then(|status| status.conditions.as_deref());
-    Phase::of(conditions.unwrap_or_default())
-}
-
-fn is_guarded(os_build: &MachineOSBuild) -> bool {
-    os_build
-        .finalizers()
-        .iter()
-        .any(|one| one == CLEANUP_FINALIZER)
 }
 
 async fn job(context: &Context, os_build: &MachineOSBuild) -> Result<JobState, Error> {
@@ -239,7 +219,7 @@ async fn job(context: &Context, os_build: &MachineOSBuild) -> Result<JobState, E
         source,
     })?;
     Ok(JobState::Present(Box::new(JobSeen {
-        target: target(&job),
+        target: Target::of(&job),
         is_going: job.metadata.deletion_timestamp.is_some(),
         created: job.creation_timestamp().map(|time| time.0),
         outcome: Some(outcome(&job, &pods.items)),
@@ -274,7 +254,11 @@ async fn image_of(context: &Context, observed: &Observed) -> Answer {
             )
             | None => return Answer::NotAsked,
         },
-        JobState::Absent if matches!(phase(os_build), Phase::Prepared | Phase::Building) => None,
+        JobState::Absent
+            if matches!(Phase::of_build(os_build), Phase::Prepared | Phase::Building) =>
+        {
+            None
+        }
         JobState::Absent | JobState::Foreign => return Answer::NotAsked,
     };
     let reported = report.and_then(BuildReport::pushed);

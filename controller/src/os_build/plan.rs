@@ -27,35 +27,31 @@
 //! | unconfirmed | its Job is complete, the registry has no image of it | SetBuildStatus | Building, then Failed |
 //! | succeeded | the registry has its image | Annotate, SetBuildStatus, Tell | Succeeded |
 
+mod deletion;
+mod status;
+
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use strata_builder::contract::BuildReport;
 use strata_builder::digest::Digest;
 use strata_builder::reference::Reference;
 
+use self::status::{after, say, written};
 use super::observe::{JobSeen, JobState, Observed};
 use super::prepare::{Preparation, Prepared};
 use crate::api::condition;
-use crate::api::machine_os_build::{BuilderReference, MachineOSBuildStatus};
-use crate::api::{CLEANUP_FINALIZER, MachineOSBuild, ObjectReference, annotation, label, name};
+use crate::api::{self, MachineOSBuild, annotation, label, name};
 use crate::events::{Notice, Reason};
 use crate::job::JobOutcome;
-use crate::ledger::Entry;
 use crate::phase::{self, Phase};
-use crate::plan::{ImageDeletion, Plan, Step};
+use crate::plan::{Plan, Step};
 use crate::registries::Answer;
 
 /// A registry may serve a manifest some moments after it took it; a minute is far beyond that.
 const CONFIRMATION_LIMIT: SignedDuration = SignedDuration::from_secs(60);
-
-/// Whoever removes a config removes its secrets too, in any order: this long a credential may still come back.
-const CREDENTIAL_LIMIT: SignedDuration = SignedDuration::from_secs(30);
-
-/// A registry that is away this long isn't waited for with the object; the ledger goes on.
-const OUTAGE_LIMIT: SignedDuration = SignedDuration::from_secs(300);
 
 /// Until the next look at a registry that didn't answer as wanted.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -68,13 +64,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let os_build = &observed.os_build;
     if let Some(since) = &os_build.metadata.deletion_timestamp {
-        return deleting(observed, now, now.duration_since(since.0));
+        return deletion::deleting(observed, now, now.duration_since(since.0));
     }
-    let phase = phase_of(os_build);
+    let phase = Phase::of_build(os_build);
     if phase.is_terminal() {
         return ended(observed, phase);
     }
-    if !is_guarded(os_build) {
+    if !api::is_guarded(os_build) {
         return Plan::new("guard", vec![Step::AddFinalizer]);
     }
     let Some(wanted) = &observed.wanted else {
@@ -99,7 +95,7 @@ fn unwanted(observed: &Observed, now: Timestamp) -> Plan {
 
 fn following(observed: &Observed, now: Timestamp) -> Plan {
     let os_build = &observed.os_build;
-    match (&observed.job, phase_of(os_build)) {
+    match (&observed.job, Phase::of_build(os_build)) {
         (JobState::Present(job), _) => job_seen(observed, job, now),
         (JobState::Absent, Phase::Prepared | Phase::Building) => vanished(observed, now),
         (JobState::Absent, _) => not_begun(observed, now),
@@ -113,122 +109,6 @@ fn following(observed: &Observed, now: Timestamp) -> Plan {
             now,
         ),
     }
-}
-
-// --- deletion
-
-fn deleting(observed: &Observed, now: Timestamp, since: SignedDuration) -> Plan {
-    let os_build = &observed.os_build;
-    if let JobState::Present(job) = &observed.job {
-        let steps = if job.is_going {
-            Vec::new()
-        } else {
-            vec![Step::DeleteJob(job.target.clone())]
-        };
-        return Plan::new("deleting-job", steps);
-    }
-    if !is_guarded(os_build) {
-        // the rest is the garbage collector's
-        return Plan::new("deleting-done", Vec::new());
-    }
-    let refused = |why: &str| {
-        let told = format!(
-            "the image of MachineOSBuild {} ({}) stays in the registry: {why}",
-            os_build.name_any(),
-            image_name(os_build),
-        );
-        Plan::new(
-            "deleting-refused",
-            vec![
-                Step::Tell(Notice::new(Reason::ImageNotDeleted, told)),
-                Step::RemoveFinalizer,
-            ],
-        )
-    };
-    match &observed.image {
-        Answer::NotAsked | Answer::Absent => {
-            Plan::new("deleting-done", vec![Step::RemoveFinalizer])
-        }
-        Answer::Present { digest, .. } => present(observed, *digest, now),
-        Answer::Refused(why) => refused(why),
-        Answer::NoAccess(why) if since >= CREDENTIAL_LIMIT => refused(why),
-        Answer::Unknown(why) if since >= OUTAGE_LIMIT => {
-            let digest = recorded(os_build).and_then(|image| image.digest);
-            match digest.and_then(|digest| entry(os_build, digest, now)) {
-                Some(entry) => Plan::new(
-                    "deleting-retain",
-                    vec![Step::Remember(entry), Step::RemoveFinalizer],
-                ),
-                None => refused(why),
-            }
-        }
-        Answer::NoAccess(_) | Answer::Unknown(_) => {
-            Plan::new("deleting-waiting", Vec::new()).again_after(ASK_AGAIN)
-        }
-    }
-}
-
-/// The registry has the image of a build that is being deleted.
-fn present(observed: &Observed, digest: Digest, now: Timestamp) -> Plan {
-    let os_build = &observed.os_build;
-    let image = pushed(os_build, digest);
-    let entry = entry(os_build, digest, now);
-    match (&observed.used, image, entry) {
-        (Some(used), _, Some(entry)) => {
-            let told = format!(
-                "{} stays in the registry until nothing needs it: {used}",
-                entry.image
-            );
-            Plan::new(
-                "deleting-retain",
-                vec![
-                    Step::Remember(entry),
-                    Step::Tell(Notice::new(Reason::ImageRetained, told)),
-                    Step::RemoveFinalizer,
-                ],
-            )
-        }
-        (None, Some(image), Some(entry)) => Plan::new(
-            "deleting-image",
-            vec![
-                Step::DeleteImage(Box::new(ImageDeletion {
-                    image,
-                    push_secret: entry.push_secret,
-                })),
-                Step::RemoveFinalizer,
-            ],
-        ),
-        // a push spec that is none was never pushed to
-        (_, None, _) | (_, _, None) => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
-    }
-}
-
-/// Its repository with this digest.
-fn pushed(os_build: &MachineOSBuild, digest: Digest) -> Option<Reference> {
-    let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
-    Some(push.repository.digested(digest))
-}
-
-/// What the status names.
-fn recorded(os_build: &MachineOSBuild) -> Option<Reference> {
-    let status = os_build.status.as_ref()?;
-    status.digested_image_push_spec.as_deref()?.parse().ok()
-}
-
-fn image_name(os_build: &MachineOSBuild) -> String {
-    recorded(os_build).map_or_else(
-        || os_build.spec.rendered_image_push_spec.clone(),
-        |image| image.to_string(),
-    )
-}
-
-fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {
-    Some(Entry {
-        image: pushed(os_build, digest)?.to_string(),
-        push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
-        os_build: os_build.name_any(),
-        since: condition::whole_second(now),
-    })
 }
 
 // --- ended
@@ -345,7 +225,7 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
         Some(_) if job.is_going => Plan::new("running", Vec::new()),
         Some(JobOutcome::Prepared { waiting }) => {
             // a Job between two pods isn't back at its beginning
-            let phase = match phase_of(&observed.os_build) {
+            let phase = match Phase::of_build(&observed.os_build) {
                 Phase::Building => Phase::Building,
                 _ => Phase::Prepared,
             };
@@ -353,7 +233,7 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
         }
         Some(JobOutcome::Building { progress }) => {
             let mut steps = say(observed, Phase::Building, progress.as_deref(), now);
-            if phase_of(&observed.os_build) != Phase::Building {
+            if Phase::of_build(&observed.os_build) != Phase::Building {
                 steps.push(Step::Tell(Notice::new(
                     Reason::BuildBuilding,
                     "the build's pod was created",
@@ -470,61 +350,25 @@ fn succeeded(
     Plan::new("succeeded", steps)
 }
 
-// --- status
+// --- image
 
-/// A step that makes the status say it, unless it does.
-fn say(observed: &Observed, phase: Phase, detail: Option<&str>, now: Timestamp) -> Vec<Step> {
-    let status = written(observed, phase, detail, now);
-    if observed.os_build.status.as_ref() == Some(&status) {
-        return Vec::new();
-    }
-    vec![Step::SetBuildStatus(Box::new(status))]
+/// Its repository with this digest.
+fn pushed(os_build: &MachineOSBuild, digest: Digest) -> Option<Reference> {
+    let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
+    Some(push.repository.digested(digest))
 }
 
-/// The whole status in `phase`. Start and end are written once; one that never had a Job has neither.
-fn written(
-    observed: &Observed,
-    phase: Phase,
-    detail: Option<&str>,
-    now: Timestamp,
-) -> MachineOSBuildStatus {
-    let os_build = &observed.os_build;
-    let mut status = os_build.status.clone().unwrap_or_default();
-    phase.write(status.conditions.get_or_insert_default(), detail, now);
-    let job_created = match &observed.job {
-        JobState::Present(job) => job.created,
-        JobState::Absent | JobState::Foreign => None,
-    };
-    let has_begun = job_created.is_some() || matches!(phase, Phase::Prepared | Phase::Building);
-    if has_begun {
-        let start = job_created.unwrap_or(now).min(now);
-        status
-            .build_start
-            .get_or_insert(Time(condition::whole_second(start)));
-        status.builder = Some(BuilderReference {
-            image_builder_type: "Job".to_owned(),
-            job: Some(ObjectReference {
-                group: "batch".to_owned(),
-                resource: "jobs".to_owned(),
-                namespace: Some(observed.namespace.clone()),
-                name: name::job(&os_build.name_any()),
-            }),
-        });
-    }
-    if phase.is_terminal()
-        && let Some(start) = &status.build_start
-    {
-        let end = condition::whole_second(now).max(after(start.0));
-        status.build_end.get_or_insert(Time(end));
-    }
-    status
+/// What the status names.
+fn recorded(os_build: &MachineOSBuild) -> Option<Reference> {
+    let status = os_build.status.as_ref()?;
+    status.digested_image_push_spec.as_deref()?.parse().ok()
 }
 
-/// The API wants an end after the start, in whole seconds.
-fn after(start: Timestamp) -> Timestamp {
-    start
-        .checked_add(SignedDuration::from_secs(1))
-        .unwrap_or(start)
+fn image_name(os_build: &MachineOSBuild) -> String {
+    recorded(os_build).map_or_else(
+        || os_build.spec.rendered_image_push_spec.clone(),
+        |image| image.to_string(),
+    )
 }
 
 fn annotate(os_build: &MachineOSBuild, wanted: &[(&'static str, Option<&str>)]) -> Vec<Step> {
@@ -539,24 +383,6 @@ fn annotate(os_build: &MachineOSBuild, wanted: &[(&'static str, Option<&str>)]) 
     } else {
         vec![Step::Annotate(changes)]
     }
-}
-
-fn conditions(os_build: &MachineOSBuild) -> &[Condition] {
-    let status = os_build.status.as_ref();
-    status
-        .and_then(|status| status.conditions.as_deref())
-        .unwrap_or_default()
-}
-
-fn phase_of(os_build: &MachineOSBuild) -> Phase {
-    Phase::of(conditions(os_build))
-}
-
-fn is_guarded(os_build: &MachineOSBuild) -> bool {
-    os_build
-        .finalizers()
-        .iter()
-        .any(|one| one == CLEANUP_FINALIZER)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use super::observe::Observed;
 use super::{new_build, seeded_build};
 use crate::api::condition::{self, Statement};
 use crate::api::machine_os_config::MachineOSConfigStatus;
-use crate::api::{CLEANUP_FINALIZER, GROUP, MachineOSBuild, ObjectReference, annotation, label};
+use crate::api::{self, GROUP, MachineOSBuild, ObjectReference, annotation, label};
 use crate::events::{Notice, Reason};
 use crate::inputs::BuildInputs;
 use crate::phase::{self, Phase};
@@ -115,13 +115,12 @@ fn decide(observed: &Observed) -> Decision<'_> {
         os_builds,
         image: _,
     } = observed;
-    let guarded = os_config
-        .finalizers()
-        .iter()
-        .any(|one| one == CLEANUP_FINALIZER);
+    let guarded = api::is_guarded(os_config);
     if os_config.metadata.deletion_timestamp.is_some() {
         let left = os_builds.iter().filter(|one| !is_going(one));
-        let mut steps: Vec<_> = left.map(|one| Step::DeleteBuild(target(one))).collect();
+        let mut steps: Vec<_> = left
+            .map(|one| Step::DeleteBuild(Target::of(one.as_ref())))
+            .collect();
         if os_builds.is_empty() && guarded {
             steps.push(Step::RemoveFinalizer);
         }
@@ -147,7 +146,7 @@ fn decide(observed: &Observed) -> Decision<'_> {
             let told = format!("MachineOSBuild {} is built again", current.name_any());
             vec![
                 Step::Tell(Notice::new(Reason::RebuildRequested, told)),
-                Step::DeleteBuild(target(current)),
+                Step::DeleteBuild(Target::of(current.as_ref())),
             ]
         };
         return Decision::new("rebuild-requested", steps)
@@ -229,7 +228,11 @@ fn existing<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Dec
                 .annotations()
                 .contains_key(annotation::SUPERSEDED_BY) =>
         {
-            Decision::new("restart", vec![Step::DeleteBuild(target(current))]).saying(
+            Decision::new(
+                "restart",
+                vec![Step::DeleteBuild(Target::of(current.as_ref()))],
+            )
+            .saying(
                 "Building",
                 format!("MachineOSBuild {name} was interrupted and is built again"),
             )
@@ -260,7 +263,7 @@ fn succeeded<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> De
                     "image-lost",
                     vec![
                         Step::Tell(Notice::new(Reason::ImageLost, told.clone())),
-                        Step::DeleteBuild(target(current)),
+                        Step::DeleteBuild(Target::of(current.as_ref())),
                     ],
                 )
                 .saying("Building", told);
@@ -321,7 +324,7 @@ pub fn to_adopt(observed: &Observed) -> Option<&MachineOSBuild> {
     let current = observed.current().filter(|current| !is_going(current))?;
     let status = current.status.as_ref()?;
     let image = status.digested_image_push_spec.as_ref()?;
-    if Phase::of(status.conditions.as_deref().unwrap_or_default()) != Phase::Succeeded {
+    if Phase::of_build(current) != Phase::Succeeded {
         return None;
     }
     let told = observed.os_config.status.as_ref();
@@ -341,10 +344,12 @@ pub fn to_adopt(observed: &Observed) -> Option<&MachineOSBuild> {
 fn without_image(observed: &Observed) -> impl Iterator<Item = Step> {
     let wanted = observed.wanted.name().unwrap_or_default();
     observed.os_builds.iter().filter_map(move |os_build| {
-        let conditions = os_build.status.as_ref()?.conditions.as_deref()?;
-        let ended = matches!(Phase::of(conditions), Phase::Failed | Phase::Interrupted);
+        let ended = matches!(
+            Phase::of_build(os_build),
+            Phase::Failed | Phase::Interrupted
+        );
         (ended && !is_going(os_build) && os_build.name_any() != wanted)
-            .then(|| Step::DeleteBuild(target(os_build)))
+            .then(|| Step::DeleteBuild(Target::of(os_build.as_ref())))
     })
 }
 
@@ -431,13 +436,6 @@ fn status(
 
 fn is_going(os_build: &MachineOSBuild) -> bool {
     os_build.metadata.deletion_timestamp.is_some()
-}
-
-fn target(os_build: &MachineOSBuild) -> Target {
-    Target {
-        name: os_build.name_any(),
-        uid: os_build.uid().unwrap_or_default(),
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use strata_builder::contract::{Outcome, REPORT_VERSION};
 
 use super::*;
-use crate::fixtures::{self, now, os_build, os_build_with_image};
+use crate::fixtures::{self, documented_rules, now, os_build, os_build_with_image};
 use crate::inputs::ContentKey;
 use crate::job::{BuildObjects, Credentials, JobSettings, Resources, build_objects};
 use crate::plan::{Requeue, Target};
@@ -506,15 +506,7 @@ fn every_rule_has_its_steps() {
         assert_eq!(told(&plan), (rule, steps, phase), "{observed:#?}");
         rules.insert(rule);
     }
-    let documented: BTreeSet<_> = include_str!("../plan.rs")
-        .lines()
-        .filter_map(|line| line.strip_prefix("//! | ")?.split(" | ").next())
-        .filter(|name| !matches!(*name, "rule" | "---"))
-        .collect();
-    assert_eq!(
-        rules, documented,
-        "the table in the documentation has other rules"
-    );
+    assert_eq!(rules, documented_rules(include_str!("../plan.rs")));
 }
 
 #[test]

@@ -1,0 +1,117 @@
+//! What is to be done before a deleted MachineOSBuild may go? Its Job first, then its image, then the finalizer.
+//!
+//! A registry that can't or won't delete never holds the object for ever: it is told, and the rest goes on.
+
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt as _;
+use strata_builder::digest::Digest;
+
+use super::{ASK_AGAIN, image_name, pushed, recorded};
+use crate::api::{self, MachineOSBuild, annotation, condition};
+use crate::events::{Notice, Reason};
+use crate::ledger::Entry;
+use crate::os_build::observe::{JobState, Observed};
+use crate::plan::{ImageDeletion, Plan, Step};
+use crate::registries::Answer;
+
+/// Whoever removes a config removes its secrets too, in any order: this long a credential may still come back.
+const CREDENTIAL_LIMIT: SignedDuration = SignedDuration::from_secs(30);
+
+/// A registry that is away this long isn't waited for with the object; the ledger goes on.
+const OUTAGE_LIMIT: SignedDuration = SignedDuration::from_secs(300);
+
+/// The plan of a build that was deleted `since` ago.
+pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuration) -> Plan {
+    let os_build = &observed.os_build;
+    if let JobState::Present(job) = &observed.job {
+        let steps = if job.is_going {
+            Vec::new()
+        } else {
+            vec![Step::DeleteJob(job.target.clone())]
+        };
+        return Plan::new("deleting-job", steps);
+    }
+    if !api::is_guarded(os_build) {
+        // the rest is the garbage collector's
+        return Plan::new("deleting-done", Vec::new());
+    }
+    let refused = |why: &str| {
+        let told = format!(
+            "the image of MachineOSBuild {} ({}) stays in the registry: {why}",
+            os_build.name_any(),
+            image_name(os_build),
+        );
+        Plan::new(
+            "deleting-refused",
+            vec![
+                Step::Tell(Notice::new(Reason::ImageNotDeleted, told)),
+                Step::RemoveFinalizer,
+            ],
+        )
+    };
+    match &observed.image {
+        Answer::NotAsked | Answer::Absent => {
+            Plan::new("deleting-done", vec![Step::RemoveFinalizer])
+        }
+        Answer::Present { digest, .. } => present(observed, *digest, now),
+        Answer::Refused(why) => refused(why),
+        Answer::NoAccess(why) if since >= CREDENTIAL_LIMIT => refused(why),
+        Answer::Unknown(why) if since >= OUTAGE_LIMIT => {
+            let digest = recorded(os_build).and_then(|image| image.digest);
+            match digest.and_then(|digest| entry(os_build, digest, now)) {
+                Some(entry) => Plan::new(
+                    "deleting-retain",
+                    vec![Step::Remember(entry), Step::RemoveFinalizer],
+                ),
+                None => refused(why),
+            }
+        }
+        Answer::NoAccess(_) | Answer::Unknown(_) => {
+            Plan::new("deleting-waiting", Vec::new()).again_after(ASK_AGAIN)
+        }
+    }
+}
+
+/// The registry has the image of a build that is being deleted.
+fn present(observed: &Observed, digest: Digest, now: Timestamp) -> Plan {
+    let os_build = &observed.os_build;
+    let image = pushed(os_build, digest);
+    let entry = entry(os_build, digest, now);
+    match (&observed.used, image, entry) {
+        (Some(used), _, Some(entry)) => {
+            let told = format!(
+                "{} stays in the registry until nothing needs it: {used}",
+                entry.image
+            );
+            Plan::new(
+                "deleting-retain",
+                vec![
+                    Step::Remember(entry),
+                    Step::Tell(Notice::new(Reason::ImageRetained, told)),
+                    Step::RemoveFinalizer,
+                ],
+            )
+        }
+        (None, Some(image), Some(entry)) => Plan::new(
+            "deleting-image",
+            vec![
+                Step::DeleteImage(Box::new(ImageDeletion {
+                    image,
+                    push_secret: entry.push_secret,
+                })),
+                Step::RemoveFinalizer,
+            ],
+        ),
+        // a push spec that is none was never pushed to
+        (_, None, _) | (_, _, None) => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
+    }
+}
+
+fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {
+    Some(Entry {
+        image: pushed(os_build, digest)?.to_string(),
+        push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
+        os_build: os_build.name_any(),
+        since: condition::whole_second(now),
+    })
+}
