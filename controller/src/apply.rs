@@ -23,6 +23,7 @@ use crate::api::{
 use crate::context::Context;
 use crate::error::{Error, code};
 use crate::events::{Notice, Reason};
+use crate::live::Live as _;
 use crate::metrics::{Kind, Outcome};
 use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
 

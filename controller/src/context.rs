@@ -2,22 +2,17 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Node;
-use kube::api::ListParams;
-use kube::core::PartialObjectMeta;
-use kube::{Api, Client};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
 use tokio::sync::Notify;
 
-use crate::api::{MachineOSBuild, MachineOSConfig};
 use crate::backoff::Backoff;
 use crate::cache::Cache;
-use crate::error::Error;
 use crate::events::Recorder;
 use crate::job::JobSettings;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::registries::Registries;
-use crate::usage::Users;
 
 /// Handles to everything outside, and the settings.
 pub struct Context {
@@ -42,32 +37,12 @@ pub struct Context {
 }
 
 impl Context {
-    /// All that can name an image, as the apiserver has it now.
-    ///
-    /// # Errors
-    ///
-    /// Of the apiserver; the image at hand then counts as used.
-    pub async fn users(&self) -> Result<Users, Error> {
-        let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
-        let os_configs: Api<MachineOSConfig> = Api::all(self.client.clone());
-        let os_builds: Api<MachineOSBuild> = Api::all(self.client.clone());
-        let all = ListParams::default();
-        let read = |object: &str| {
-            let object = object.to_owned();
-            move |source| Error::Read { object, source }
-        };
-        Ok(Users {
-            nodes: nodes.list(&all).await.map_err(read("nodes"))?.items,
-            os_configs: os_configs
-                .list(&all)
-                .await
-                .map_err(read("MachineOSConfigs"))?
-                .items,
-            os_builds: os_builds
-                .list(&all)
-                .await
-                .map_err(read("MachineOSBuilds"))?
-                .items,
-        })
+    /// The objects of a kind in the namespace that is ours.
+    #[must_use]
+    pub fn namespaced<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.settings.namespace)
     }
 }

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::api::FIELD_MANAGER;
 use crate::context::Context;
 use crate::error::{class_of, code};
+use crate::live::Live as _;
 
 /// The ConfigMap.
 pub const LEDGER_NAME: &str = "strata-image-ledger";

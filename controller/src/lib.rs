@@ -14,7 +14,7 @@
 //! | what is to be done? | [`os_config`], [`os_build`], [`plan`] |
 //! | who does it? | [`apply`], [`ledger`], [`registries`] |
 //! | does anything need an image? | [`usage`] |
-//! | what is the case? | [`watches`], [`cache`], [`context`] |
+//! | what is the case? | [`watches`], [`cache`], [`live`], [`context`] |
 //! | how does the program run? | [`run`], [`settings`], [`lease`], [`admin`], [`backoff`] |
 //! | who is told? | [`events`], [`metrics`], [`telemetry`], [`error`] |
 
@@ -32,6 +32,7 @@ pub mod inputs;
 pub mod job;
 pub mod lease;
 pub mod ledger;
+pub mod live;
 pub mod metrics;
 pub mod os_build;
 pub mod os_config;

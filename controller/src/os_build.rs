@@ -31,7 +31,7 @@ pub async fn reconcile(
     os_build: Arc<MachineOSBuild>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let Some(observed) = observe::observe(&context, &os_build).await? else {
+    let Some(observed) = observe::observe(context.as_ref(), &os_build).await? else {
         return Ok(Action::await_change());
     };
     let plan = plan::plan(&observed, Timestamp::now());

@@ -5,19 +5,16 @@
 //! or take a finished one for lost.
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Resource, ResourceExt as _};
 use strata_builder::contract::BuildReport;
 use strata_builder::reference::Reference;
 
 use super::prepare::{Preparation, prepare};
 use crate::api::{self, MachineOSBuild, annotation, label, name};
 use crate::cache::{Kept, Meta};
-use crate::context::Context;
 use crate::error::Error;
 use crate::job::{JobOutcome, outcome};
+use crate::live::Live;
 use crate::os_config::controls;
 use crate::phase::Phase;
 use crate::plan::Target;
@@ -77,43 +74,35 @@ pub struct JobSeen {
 /// # Errors
 ///
 /// Of the apiserver.
-pub async fn observe(
-    context: &Context,
-    cached: &MachineOSBuild,
-) -> Result<Option<Observed>, Error> {
+pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option<Observed>, Error> {
     if Phase::of_build(cached).is_terminal() && cached.metadata.deletion_timestamp.is_none() {
-        return Ok(Some(ended(context, cached)));
+        return Ok(Some(ended(live, cached)));
     }
     let name = cached.name_any();
-    let api: Api<MachineOSBuild> = Api::all(context.client.clone());
-    let read = api.get_opt(&name).await.map_err(|source| Error::Read {
-        object: format!("MachineOSBuild {name}"),
-        source,
-    })?;
-    let Some(os_build) = read else {
+    let Some(os_build) = live.os_build(&name).await? else {
         return Ok(None);
     };
-    let job = job(context, &os_build).await?;
+    let job = job(live, &os_build).await?;
     let mut observed = Observed {
         wanted: None,
         preparation: Preparation::NotAsked,
         job,
         image: Answer::NotAsked,
         used: None,
-        ..ended(context, &os_build)
+        ..ended(live, &os_build)
     };
     if os_build.metadata.deletion_timestamp.is_some() {
         if api::is_guarded(&os_build) && observed.job == JobState::Absent {
-            observed.image = image_to_delete(context, &os_build).await;
+            observed.image = image_to_delete(live, &os_build).await;
             if let Answer::Present { digest, .. } = observed.image {
-                let users = context.users().await?;
+                let users = live.users().await?;
                 observed.used = users.of(digest, os_build.uid().as_deref());
             }
         }
         return Ok(Some(observed));
     }
-    let os_config = context
-        .cache
+    let os_config = live
+        .cache()
         .os_configs
         .get(&os_build.spec.machine_os_config.name)
         .filter(|os_config| {
@@ -122,7 +111,7 @@ pub async fn observe(
     let Some(os_config) = os_config else {
         return Ok(Some(observed));
     };
-    let (wanted, pool) = context.cache.wanted(&os_config);
+    let (wanted, pool) = live.cache().wanted(&os_config);
     observed.wanted = wanted.name().map(str::to_owned);
     if observed.wanted.as_deref() == Some(&name)
         && observed.job == JobState::Absent
@@ -132,18 +121,18 @@ pub async fn observe(
     {
         observed.preparation = match degraded(pool) {
             Some(why) => Preparation::Blocked(why),
-            None => prepare(context, &os_build, &os_config, pool).await?,
+            None => prepare(live, &os_build, &os_config, pool).await?,
         };
     }
-    observed.image = image_of(context, &observed).await;
+    observed.image = image_of(live, &observed).await;
     Ok(Some(observed))
 }
 
 /// A build that has ended, as the watches tell it.
-fn ended(context: &Context, os_build: &MachineOSBuild) -> Observed {
+fn ended(live: &impl Live, os_build: &MachineOSBuild) -> Observed {
     let build = os_build.name_any();
-    let cache = &context.cache;
-    let namespace = &context.settings.namespace;
+    let cache = live.cache();
+    let namespace = &live.settings().namespace;
     let job = cache
         .jobs
         .get_in(namespace, &name::job(&build))
@@ -196,38 +185,24 @@ fn is_owned<K: Resource>(object: &K, os_build: &MachineOSBuild) -> bool {
         .any(|owner| Some(&owner.uid) == os_build.metadata.uid.as_ref())
 }
 
-async fn job(context: &Context, os_build: &MachineOSBuild) -> Result<JobState, Error> {
-    let namespace = &context.settings.namespace;
-    let jobs: Api<Job> = Api::namespaced(context.client.clone(), namespace);
-    let name = name::job(&os_build.name_any());
-    let found = jobs.get_opt(&name).await.map_err(|source| Error::Read {
-        object: format!("Job {name}"),
-        source,
-    })?;
-    let Some(job) = found else {
+async fn job(live: &impl Live, os_build: &MachineOSBuild) -> Result<JobState, Error> {
+    let Some(job) = live.job(&name::job(&os_build.name_any())).await? else {
         return Ok(JobState::Absent);
     };
     if !is_owned(&job, os_build) {
         return Ok(JobState::Foreign);
     }
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let uid = job.uid().unwrap_or_default();
-    let selector =
-        ListParams::default().labels(&format!("batch.kubernetes.io/controller-uid={uid}"));
-    let pods = pods.list(&selector).await.map_err(|source| Error::Read {
-        object: format!("pods of Job {name}"),
-        source,
-    })?;
+    let pods = live.pods(&job.uid().unwrap_or_default()).await?;
     Ok(JobState::Present(Box::new(JobSeen {
         target: Target::of(&job),
         is_going: job.metadata.deletion_timestamp.is_some(),
         created: job.creation_timestamp().map(|time| time.0),
-        outcome: Some(outcome(&job, &pods.items)),
+        outcome: Some(outcome(&job, &pods)),
     })))
 }
 
 /// The image that goes with a build: of its status, or what its tag names when it was stopped before it could say.
-async fn image_to_delete(context: &Context, os_build: &MachineOSBuild) -> Answer {
+async fn image_to_delete(live: &impl Live, os_build: &MachineOSBuild) -> Answer {
     // it is not ours, whoever pushed it
     if os_build.labels().contains_key(label::PRE_BUILT_IMAGE) {
         return Answer::NotAsked;
@@ -235,11 +210,11 @@ async fn image_to_delete(context: &Context, os_build: &MachineOSBuild) -> Answer
     let status = os_build.status.as_ref();
     let digested = status.and_then(|status| status.digested_image_push_spec.as_deref());
     let image = digested.unwrap_or(&os_build.spec.rendered_image_push_spec);
-    ask(context, os_build, image, false).await
+    ask(live, os_build, image, false).await
 }
 
 /// What the registry says of the image of a build that has not been told to have ended.
-async fn image_of(context: &Context, observed: &Observed) -> Answer {
+async fn image_of(live: &impl Live, observed: &Observed) -> Answer {
     let os_build = &observed.os_build;
     let tag = &os_build.spec.rendered_image_push_spec;
     let report = match &observed.job {
@@ -266,19 +241,19 @@ async fn image_of(context: &Context, observed: &Observed) -> Answer {
     match (reported, reference) {
         (Some(digest), Some(reference)) => {
             let image = reference.repository.digested(digest).to_string();
-            ask(context, os_build, &image, false).await
+            ask(live, os_build, &image, false).await
         }
-        _ => ask(context, os_build, tag, true).await,
+        _ => ask(live, os_build, tag, true).await,
     }
 }
 
-async fn ask(context: &Context, os_build: &MachineOSBuild, image: &str, manifest: bool) -> Answer {
+async fn ask(live: &impl Live, os_build: &MachineOSBuild, image: &str, manifest: bool) -> Answer {
     let image: Reference = match image.parse() {
         Ok(image) => image,
         Err(error) => return Answer::Refused(format!("{error}")),
     };
     match os_build.annotations().get(annotation::PUSH_SECRET) {
-        Some(secret) => context.registries.look(&image, secret, manifest).await,
+        Some(secret) => live.look(&image, secret, manifest).await,
         None => Answer::NoAccess(format!(
             "MachineOSBuild {} has no annotation {}",
             os_build.name_any(),

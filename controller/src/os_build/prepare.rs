@@ -2,19 +2,14 @@
 //!
 //! Reads what only the start of a build needs: the whole MachineConfig, secrets, the cluster's settings.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::core::PartialObjectMeta;
-use kube::{Api, ResourceExt as _};
+use kube::ResourceExt as _;
 use strata_builder::error::{Class, Classify as _, chain};
 
-use crate::api::{
-    DEFAULT_PULL_SECRET, MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, name,
-};
-use crate::context::Context;
+use crate::api::{DEFAULT_PULL_SECRET, MachineConfigPool, MachineOSBuild, MachineOSConfig};
 use crate::error::Error;
-use crate::inputs::{BuildInputs, ContentKey, OptionalMounts, Sources};
+use crate::inputs::{BuildInputs, ContentKey, Sources};
 use crate::job::{BuildObjects, Credentials, build_objects};
-use crate::registries::read_controller_config;
+use crate::live::Live;
 use crate::render::render;
 use crate::secrets::{DockerConfig, docker_config};
 
@@ -48,31 +43,24 @@ pub struct Prepared {
 ///
 /// Of the apiserver.
 pub async fn prepare(
-    context: &Context,
+    live: &impl Live,
     os_build: &MachineOSBuild,
     os_config: &MachineOSConfig,
     pool: &MachineConfigPool,
 ) -> Result<Preparation, Error> {
     let rendered_name = &os_build.spec.machine_config.name;
-    let machine_configs: Api<MachineConfig> = Api::all(context.client.clone());
-    let machine_config = machine_configs
-        .get_opt(rendered_name)
-        .await
-        .map_err(read("MachineConfig", rendered_name))?;
-    let Some(machine_config) = machine_config else {
+    let Some(machine_config) = live.machine_config(rendered_name).await? else {
         return Ok(Preparation::Waiting(format!(
             "MachineConfig {rendered_name} does not exist"
         )));
     };
-    let controller_config = read_controller_config(&context.client)
-        .await
-        .map_err(read("ControllerConfig", crate::api::CONTROLLER_CONFIG_NAME))?;
+    let controller_config = live.controller_config().await?;
     let sources = Sources {
         pool,
         machine_config: &machine_config,
         os_config,
         controller_config: controller_config.as_ref(),
-        optional: optional_mounts(context, &pool.name_any()).await?,
+        optional: live.optional_mounts(&pool.name_any()).await?,
     };
     let inputs = match BuildInputs::new(sources) {
         Ok(inputs) => inputs,
@@ -89,18 +77,12 @@ pub async fn prepare(
         Ok(rendered) => rendered,
         Err(error) => return Ok(Preparation::Invalid(chain(&error))),
     };
-    let credentials = match credentials(context, &inputs).await? {
+    let credentials = match credentials(live, &inputs).await? {
         Ok(credentials) => credentials,
         Err(what) => return Ok(Preparation::Waiting(what)),
     };
     Ok(
-        match build_objects(
-            os_build,
-            &inputs,
-            &rendered,
-            &credentials,
-            &context.settings,
-        ) {
+        match build_objects(os_build, &inputs, &rendered, &credentials, live.settings()) {
             Ok(objects) => Preparation::Ready(Box::new(Prepared {
                 content_key: inputs.content_key(&rendered.containerfile),
                 objects,
@@ -114,22 +96,12 @@ pub async fn prepare(
     )
 }
 
-fn read(kind: &'static str, name: &str) -> impl FnOnce(kube::Error) -> Error {
-    let object = format!("{kind} {name}");
-    move |source| Error::Read { object, source }
-}
-
-async fn secret(context: &Context, name: &str) -> Result<Option<Secret>, Error> {
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &context.settings.namespace);
-    secrets.get_opt(name).await.map_err(read("Secret", name))
-}
-
 /// The credentials, or what is wrong with them.
 async fn credentials(
-    context: &Context,
+    live: &impl Live,
     inputs: &BuildInputs,
 ) -> Result<Result<Credentials, String>, Error> {
-    let namespace = &context.settings.namespace;
+    let namespace = &live.settings().namespace;
     let field = |field: &str, secret: &str| {
         format!(
             "secret {secret}, which MachineOSConfig {} names in spec.{field}.name, does not exist in namespace {namespace}",
@@ -137,7 +109,7 @@ async fn credentials(
         )
     };
     let push_name = &inputs.push_secret;
-    let push = match secret(context, push_name).await? {
+    let push = match live.secret(push_name).await? {
         None => return Ok(Err(field("renderedImagePushSecret", push_name))),
         Some(secret) => match docker_config(&secret) {
             Ok(push) => push,
@@ -146,7 +118,8 @@ async fn credentials(
     };
     let pull_name = inputs.pull_secret.as_deref();
     let pull = match (
-        secret(context, pull_name.unwrap_or(DEFAULT_PULL_SECRET)).await?,
+        live.secret(pull_name.unwrap_or(DEFAULT_PULL_SECRET))
+            .await?,
         pull_name,
     ) {
         (Some(secret), _) => match docker_config(&secret) {
@@ -158,35 +131,4 @@ async fn credentials(
         (None, None) => DockerConfig::anonymous(),
     };
     Ok(Ok(Credentials { pull, push }))
-}
-
-async fn optional_mounts(context: &Context, pool: &str) -> Result<OptionalMounts, Error> {
-    let namespace = &context.settings.namespace;
-    let secrets: Api<PartialObjectMeta<Secret>> =
-        Api::namespaced(context.client.clone(), namespace);
-    let config_maps: Api<PartialObjectMeta<ConfigMap>> =
-        Api::namespaced(context.client.clone(), namespace);
-    let entitlement = name::entitlement(pool);
-    let (entitlement, rpm_gpg, yum_repos) = futures::try_join!(
-        exists(&secrets, "Secret", &entitlement),
-        exists(&secrets, "Secret", name::RPM_GPG),
-        exists(&config_maps, "ConfigMap", name::YUM_REPOS),
-    )?;
-    Ok(OptionalMounts {
-        entitlement,
-        yum_repos,
-        rpm_gpg,
-    })
-}
-
-async fn exists<K>(
-    api: &Api<PartialObjectMeta<K>>,
-    kind: &'static str,
-    name: &str,
-) -> Result<bool, Error>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug,
-{
-    let found = api.get_opt(name).await.map_err(read(kind, name))?;
-    Ok(found.is_some())
 }

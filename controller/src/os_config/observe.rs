@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 
-use kube::api::ListParams;
-use kube::{Api, ResourceExt as _};
+use kube::ResourceExt as _;
 use strata_builder::reference::Reference;
 
 use super::controls;
 use crate::api::{MachineOSBuild, MachineOSConfig, annotation, label};
-use crate::context::Context;
 use crate::error::Error;
+use crate::live::Live;
 use crate::registries::Answer;
 use crate::wanted::Wanted;
 
@@ -46,22 +45,23 @@ impl Observed {
 ///
 /// Of the apiserver.
 pub async fn observe(
-    context: &Context,
+    live: &impl Live,
     cached: &MachineOSConfig,
 ) -> Result<Option<Observed>, Error> {
     let name = cached.name_any();
     let anew = cached.metadata.deletion_timestamp.is_some()
         || cached.annotations().contains_key(annotation::REBUILD);
     let (os_config, os_builds) = if anew {
-        let Some(os_config) = read_config(context, &name).await? else {
+        let Some(os_config) = live.os_config(&name).await? else {
             return Ok(None);
         };
-        (os_config, read_builds(context, &name).await?)
+        let os_builds = live.os_builds(&name).await?;
+        (os_config, os_builds.into_iter().map(Arc::new).collect())
     } else {
-        (cached.clone(), context.cache.os_builds.of(&name))
+        (cached.clone(), live.cache().os_builds.of(&name))
     };
     let mut observed = Observed {
-        wanted: context.cache.wanted(&os_config).0,
+        wanted: live.cache().wanted(&os_config).0,
         os_builds: os_builds
             .into_iter()
             .filter(|os_build| controls(&os_config, os_build))
@@ -69,33 +69,12 @@ pub async fn observe(
         os_config,
         image: Answer::NotAsked,
     };
-    observed.image = look(context, &observed).await;
+    observed.image = look(live, &observed).await;
     Ok(Some(observed))
 }
 
-async fn read_config(context: &Context, name: &str) -> Result<Option<MachineOSConfig>, Error> {
-    let api: Api<MachineOSConfig> = Api::all(context.client.clone());
-    api.get_opt(name).await.map_err(|source| Error::Read {
-        object: format!("MachineOSConfig {name}"),
-        source,
-    })
-}
-
-async fn read_builds(
-    context: &Context,
-    os_config: &str,
-) -> Result<Vec<Arc<MachineOSBuild>>, Error> {
-    let api: Api<MachineOSBuild> = Api::all(context.client.clone());
-    let selector = ListParams::default().labels(&format!("{}={os_config}", label::OS_CONFIG));
-    let list = api.list(&selector).await.map_err(|source| Error::Read {
-        object: format!("MachineOSBuilds of MachineOSConfig {os_config}"),
-        source,
-    })?;
-    Ok(list.items.into_iter().map(Arc::new).collect())
-}
-
 /// Asks the registry for the image that is about to be named in the status; an image that was never pushed by a build is taken as it is.
-async fn look(context: &Context, observed: &Observed) -> Answer {
+async fn look(live: &impl Live, observed: &Observed) -> Answer {
     let Some(os_build) = super::plan::to_adopt(observed) else {
         return Answer::NotAsked;
     };
@@ -107,7 +86,7 @@ async fn look(context: &Context, observed: &Observed) -> Answer {
     let secret = os_build.annotations().get(annotation::PUSH_SECRET);
     match (image, secret) {
         (Some(image), Some(secret)) if !os_build.labels().contains_key(label::PRE_BUILT_IMAGE) => {
-            context.registries.look(&image, secret, false).await
+            live.look(&image, secret, false).await
         }
         _ => Answer::NotAsked,
     }

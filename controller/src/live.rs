@@ -1,0 +1,191 @@
+//! What is the case at this moment?
+//!
+//! Reads that a pass makes anew, because the watches may lag behind. One request each; nothing is decided here.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+use kube::api::ListParams;
+use kube::core::PartialObjectMeta;
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use strata_builder::reference::Reference;
+
+use crate::api::{
+    CONTROLLER_CONFIG_NAME, ControllerConfig, MachineConfig, MachineOSBuild, MachineOSConfig,
+    label, name,
+};
+use crate::cache::Cache;
+use crate::context::Context;
+use crate::error::Error;
+use crate::inputs::OptionalMounts;
+use crate::job::JobSettings;
+use crate::registries::{Answer, read_controller_config};
+use crate::usage::Users;
+
+/// What observing needs. Absence is a value; every error is the apiserver's.
+pub trait Live: Sync {
+    /// What the watches have told.
+    fn cache(&self) -> &Cache;
+
+    /// Of this process.
+    fn settings(&self) -> &JobSettings;
+
+    /// The MachineOSConfig of this name.
+    fn os_config(&self, name: &str) -> impl Read<Option<MachineOSConfig>>;
+
+    /// The MachineOSBuilds that carry the label of this MachineOSConfig.
+    fn os_builds(&self, os_config: &str) -> impl Read<Vec<MachineOSBuild>>;
+
+    /// The MachineOSBuild of this name.
+    fn os_build(&self, name: &str) -> impl Read<Option<MachineOSBuild>>;
+
+    /// The Job of this name.
+    fn job(&self, name: &str) -> impl Read<Option<Job>>;
+
+    /// The pods of the Job with this UID.
+    fn pods(&self, job_uid: &str) -> impl Read<Vec<Pod>>;
+
+    /// The MachineConfig of this name, whole.
+    fn machine_config(&self, name: &str) -> impl Read<Option<MachineConfig>>;
+
+    /// The cluster's settings; plain Kubernetes may have none.
+    fn controller_config(&self) -> impl Read<Option<ControllerConfig>>;
+
+    /// The Secret of this name.
+    fn secret(&self, name: &str) -> impl Read<Option<Secret>>;
+
+    /// Which of the optional objects of builds for this pool exist.
+    fn optional_mounts(&self, pool: &str) -> impl Read<OptionalMounts>;
+
+    /// All that can name an image.
+    fn users(&self) -> impl Read<Users>;
+
+    /// What the registry says of `image`, asked with the Secret `push_secret`; with `manifest` its build's UID too.
+    fn look(
+        &self,
+        image: &Reference,
+        push_secret: &str,
+        manifest: bool,
+    ) -> impl Future<Output = Answer> + Send;
+}
+
+/// A request to the apiserver.
+pub trait Read<T>: Future<Output = Result<T, Error>> + Send {}
+
+impl<T, F: Future<Output = Result<T, Error>> + Send> Read<T> for F {}
+
+impl Live for Context {
+    fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    fn settings(&self) -> &JobSettings {
+        &self.settings
+    }
+
+    async fn os_config(&self, name: &str) -> Result<Option<MachineOSConfig>, Error> {
+        get(&Api::all(self.client.clone()), "MachineOSConfig", name).await
+    }
+
+    async fn os_builds(&self, os_config: &str) -> Result<Vec<MachineOSBuild>, Error> {
+        let selector = format!("{}={os_config}", label::OS_CONFIG);
+        list(
+            &Api::all(self.client.clone()),
+            "MachineOSBuilds",
+            Some(&selector),
+        )
+        .await
+    }
+
+    async fn os_build(&self, name: &str) -> Result<Option<MachineOSBuild>, Error> {
+        get(&Api::all(self.client.clone()), "MachineOSBuild", name).await
+    }
+
+    async fn job(&self, name: &str) -> Result<Option<Job>, Error> {
+        get(&self.namespaced(), "Job", name).await
+    }
+
+    async fn pods(&self, job_uid: &str) -> Result<Vec<Pod>, Error> {
+        let selector = format!("batch.kubernetes.io/controller-uid={job_uid}");
+        list(&self.namespaced(), "Pods", Some(&selector)).await
+    }
+
+    async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {
+        get(&Api::all(self.client.clone()), "MachineConfig", name).await
+    }
+
+    async fn controller_config(&self) -> Result<Option<ControllerConfig>, Error> {
+        read_controller_config(&self.client)
+            .await
+            .map_err(failed(|| {
+                format!("ControllerConfig {CONTROLLER_CONFIG_NAME}")
+            }))
+    }
+
+    async fn secret(&self, name: &str) -> Result<Option<Secret>, Error> {
+        get(&self.namespaced(), "Secret", name).await
+    }
+
+    async fn optional_mounts(&self, pool: &str) -> Result<OptionalMounts, Error> {
+        let secrets: Api<PartialObjectMeta<Secret>> = self.namespaced();
+        let config_maps: Api<PartialObjectMeta<ConfigMap>> = self.namespaced();
+        let entitlement = name::entitlement(pool);
+        let (entitlement, rpm_gpg, yum_repos) = futures::try_join!(
+            get(&secrets, "Secret", &entitlement),
+            get(&secrets, "Secret", name::RPM_GPG),
+            get(&config_maps, "ConfigMap", name::YUM_REPOS),
+        )?;
+        Ok(OptionalMounts {
+            entitlement: entitlement.is_some(),
+            yum_repos: yum_repos.is_some(),
+            rpm_gpg: rpm_gpg.is_some(),
+        })
+    }
+
+    async fn users(&self) -> Result<Users, Error> {
+        let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
+        // in the order in which an image is handed on: so none is missed that changes hands meanwhile
+        let os_builds = list(&Api::all(self.client.clone()), "MachineOSBuilds", None).await?;
+        let os_configs = list(&Api::all(self.client.clone()), "MachineOSConfigs", None).await?;
+        let nodes = list(&nodes, "Nodes", None).await?;
+        Ok(Users {
+            nodes,
+            os_configs,
+            os_builds,
+        })
+    }
+
+    async fn look(&self, image: &Reference, push_secret: &str, manifest: bool) -> Answer {
+        self.registries.look(image, push_secret, manifest).await
+    }
+}
+
+async fn get<K>(api: &Api<K>, kind: &'static str, name: &str) -> Result<Option<K>, Error>
+where
+    K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    api.get_opt(name)
+        .await
+        .map_err(failed(|| format!("{kind} {name}")))
+}
+
+async fn list<K>(api: &Api<K>, kinds: &'static str, selector: Option<&str>) -> Result<Vec<K>, Error>
+where
+    K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let which = selector.map_or_else(ListParams::default, |selector| {
+        ListParams::default().labels(selector)
+    });
+    let found = api.list(&which).await.map_err(failed(|| match selector {
+        Some(selector) => format!("{kinds} with {selector}"),
+        None => kinds.to_owned(),
+    }))?;
+    Ok(found.items)
+}
+
+fn failed(object: impl FnOnce() -> String) -> impl FnOnce(kube::Error) -> Error {
+    move |source| Error::Read {
+        object: object(),
+        source,
+    }
+}
