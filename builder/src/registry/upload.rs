@@ -9,8 +9,9 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use url::Url;
 
 use super::error::UPLOAD_OPERATION;
+use super::exchange::{Scope, Subject, header, location};
 use super::retry::retry;
-use super::{Registry, RegistryError, Scope, Subject, header, location};
+use super::{Registry, RegistryError};
 use crate::digest::Digest;
 use crate::error::{Class, Classify as _};
 use crate::reference::Repository;
