@@ -122,8 +122,14 @@ pub struct Build {
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
 
-    /// How steps are kept apart from this machine: in a user namespace of their own, or with the rights of root; auto takes what this machine allows, see `strata-builder doctor`
-    #[arg(long, value_name = "auto|userns|root", default_value = "auto")]
+    /// How steps are kept apart from this machine: with the rights of root, in a user namespace with the ids of this one, or as an ordinary user with subordinate ids; auto takes
+    /// the best that this machine allows, see `strata-builder doctor`
+    #[arg(
+        long,
+        value_name = "auto|root|userns|rootless",
+        default_value = "auto",
+        env = "STRATA_TIER"
+    )]
     pub tier: String,
 
     /// Layers of the image: one per stage, or one per instruction that changes files

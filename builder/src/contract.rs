@@ -26,7 +26,7 @@ pub struct BuildReport {
     pub version: u32,
     /// The pushed image, or why there is none.
     pub outcome: Outcome,
-    /// The tier that ran: `userns`, `root`.
+    /// The tier that ran, as `--tier` takes it.
     pub tier: String,
     /// Wall time of each phase in milliseconds, in the order they began.
     pub phases: Vec<PhaseTime>,

@@ -1,7 +1,7 @@
 //! What would a build do on this machine, and what would make it better? The probe's table, for people; pure.
 
-use crate::sandbox::{Probe, choose};
-use crate::sandbox::{Tier, probe};
+use crate::sandbox::probe::obstacle;
+use crate::sandbox::{Probe, Tier, choose};
 
 /// The text that `strata-builder doctor` prints.
 #[must_use]
@@ -11,7 +11,7 @@ pub fn doctor(probe: &Probe) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<30} {value}"))
         .collect();
-    for tier in [Tier::Root, Tier::Userns] {
+    for tier in Tier::LADDER {
         lines.push(String::new());
         lines.push(format!(
             "tier {}: {}",
@@ -33,18 +33,21 @@ pub fn doctor(probe: &Probe) -> String {
         }
     }
     lines.push(String::new());
-    lines.extend(
-        probe::LATER
-            .map(|(name, purpose)| format!("tier {name}: comes with a later version ({purpose})")),
-    );
-    lines.push(String::new());
-    lines.push(match choose("auto", probe) {
+    let chosen = choose("auto", probe);
+    lines.push(match &chosen {
         Ok(tier) => format!(
             "A build with --tier auto runs in tier {} here.",
             tier.name()
         ),
         Err(error) => format!("A build can't run here: {error}."),
     });
+    let better = Tier::LADDER
+        .into_iter()
+        .take_while(|tier| chosen.as_ref().is_ok_and(|chosen| tier != chosen));
+    lines.extend(better.map(|tier| {
+        let (obstacle, _) = obstacle(probe, tier);
+        format!("Not in tier {}: {obstacle}.", tier.name())
+    }));
     lines.push(String::new());
     lines.join("\n")
 }
@@ -76,6 +79,12 @@ mod tests {
                     Some("Operation not permitted (os error 1)"),
                 ),
                 row(Tier::Userns, Check::Seccomp, None),
+                row(Tier::Rootless, Check::Namespaces, None),
+                row(
+                    Tier::Rootless,
+                    Check::SubordinateIds,
+                    Some("/etc/subuid has no ids for user root"),
+                ),
             ],
         };
         let expected = "\
@@ -93,11 +102,15 @@ tier userns: available
          remedy: containers[].securityContext.procMount: Unmasked (allowed with hostUsers: false)
   yes  system call filter
 
-tier rootless: comes with a later version (an ordinary user with subordinate ids (newuidmap))
-tier flat: comes with a later version (no overlay: one unpacked tree)
-tier copy: comes with a later version (no namespaces: Containerfiles without RUN)
+tier rootless: not available
+  yes  namespaces
+  no   id map, subordinate ids: /etc/subuid has no ids for user root
+         so:     owners of the base image's files can't be kept
+         remedy: newuidmap and newgidmap (Debian package uidmap) with file capabilities or a set-user-ID bit, lines of this user in /etc/passwd, /etc/subuid and /etc/subgid, \
+and containers[].securityContext.allowPrivilegeEscalation: true without drop: [SETUID, SETGID]
 
 A build with --tier auto runs in tier userns here.
+Not in tier root: namespaces: Operation not permitted (os error 1).
 ";
         assert_eq!(doctor(&probe), expected);
     }

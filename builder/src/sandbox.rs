@@ -5,12 +5,12 @@
 //! run   ─► `internal-run-step` process ─► namespaces ─► pid 1 of the step ─► the command
 //! ```
 //!
-//! * A [`Tier`] is chosen by trying, never by version .
+//! * A [`Tier`] is chosen by trying, never by version.
 //! * `enter` gives the builder mounts of its own, so that nothing stays behind on the machine, however it ends.
 //! * `run` re-executes this program for each step: forking a process with threads is not safe, and a fresh process has no
 //!   credentials, no environment and no descriptors of the builder in it.
 //!
-//! Left out: cgroups (the pod has its limits) and the tiers without overlay or without ids.
+//! Left out: cgroups (the pod has its limits).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,10 +29,13 @@ pub mod probe;
 mod run;
 mod seccomp;
 mod step;
+mod subordinate;
+mod tier;
 
 pub use enter::{EnterError, Entered, enter};
 pub use probe::{ChoiceError, Probe, ProbeError, choose, probe};
 pub use run::{RunError, run};
+pub use tier::Tier;
 
 /// Does what this program was re-executed for, if it was; to be called first in `main`. The exit status, or none for an ordinary call.
 #[must_use]
@@ -42,27 +45,6 @@ pub fn internal_main() -> Option<u8> {
         step::INTERNAL_RUN_STEP => Some(step::main()),
         probe::INTERNAL_PROBE => Some(probe::main()),
         _ => None,
-    }
-}
-
-/// How the builder gets namespaces and mounts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tier {
-    /// A nested user namespace in which the ids stay the same.
-    Userns,
-    /// CAP_SYS_ADMIN where we are: a private mount namespace only.
-    Root,
-}
-
-impl Tier {
-    /// As on the command line and in the report.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Userns => "userns",
-            Self::Root => "root",
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How does the builder get mounts of its own before it starts?
 //!
-//! In the userns tier the calling process stays outside as a small parent: it writes the id maps (which only somebody outside may do for more
+//! In the tiers with a user namespace the calling process stays outside as a small parent: it writes the id maps (which only somebody outside may do for more
 //! than one id), passes signals on and ends as the builder ends. The builder goes on in the child and dies with its parent.
 
 use std::fs;
@@ -12,8 +12,7 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
-use super::kernel;
-use super::{ExitStatus, Tier};
+use super::{ExitStatus, Tier, kernel, subordinate};
 use crate::error::{Class, Classify};
 use crate::overlay::{OverlayError, XattrPrefix};
 
@@ -26,6 +25,9 @@ const SIGNALS: [i32; 6] = [
     libc::SIGUSR1,
     libc::SIGCHLD,
 ];
+
+/// What the parent says when the maps are written; else it says why not.
+const MAPPED: &str = "mapped";
 
 /// The process is in its tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +70,7 @@ impl Classify for EnterError {
     }
 }
 
-/// Enters `tier`. In the userns tier this returns in a child process; the parent never returns.
+/// Enters `tier`. In the tiers with a user namespace this returns in a child process; the parent never returns.
 ///
 /// # Errors
 /// Rights, if something is refused; Permanent, if threads exist already.
@@ -90,8 +92,10 @@ pub fn enter(tier: Tier) -> Result<Entered, EnterError> {
         Tier::Root => {
             kernel::unshare(UnshareFlags::NEWNS).map_err(refused("make a mount namespace"))?
         }
-        Tier::Userns => enter_user_namespace()
+        Tier::Userns => enter_user_namespace(&write_identity_maps)
             .map_err(refused("make a user namespace with the ids of this one"))?,
+        Tier::Rootless => enter_user_namespace(&subordinate::write_maps)
+            .map_err(refused("make a user namespace with subordinate ids"))?,
     }
     make_mounts_private().map_err(refused("make the mounts private"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -112,7 +116,10 @@ pub(super) fn make_mounts_private() -> io::Result<()> {
     )?)
 }
 
-fn enter_user_namespace() -> io::Result<()> {
+/// Gives a process its id maps from outside.
+pub(super) type WriteMaps<'a> = &'a dyn Fn(Pid) -> io::Result<()>;
+
+fn enter_user_namespace(write_maps: WriteMaps<'_>) -> io::Result<()> {
     let (mut unshared_reader, mut unshared) = io::pipe()?;
     let (mut mapped, mut mapped_writer) = io::pipe()?;
     let parent = rustix::process::getpid();
@@ -122,13 +129,11 @@ fn enter_user_namespace() -> io::Result<()> {
             drop((unshared, mapped));
             // Nothing to read: the builder could not unshare, said so, and has ended.
             if unshared_reader.read(&mut [0])? == 1 {
-                let verdict = write_identity_maps(builder);
-                let errno = verdict
-                    .as_ref()
-                    .err()
-                    .and_then(io::Error::raw_os_error)
-                    .unwrap_or(0);
-                mapped_writer.write_all(&errno.to_ne_bytes())?;
+                let verdict = match write_maps(builder) {
+                    Ok(()) => MAPPED.to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                mapped_writer.write_all(verdict.as_bytes())?;
             }
             drop(mapped_writer);
             let status = stand_by(builder)?;
@@ -141,11 +146,11 @@ fn enter_user_namespace() -> io::Result<()> {
             // After unshare, which clears it with the old credentials.
             die_with(parent)?;
             unshared.write_all(&[1])?;
-            let mut errno = [0; 4];
-            mapped.read_exact(&mut errno)?;
-            match i32::from_ne_bytes(errno) {
-                0 => become_root_inside(),
-                errno => Err(io::Error::from_raw_os_error(errno)),
+            let mut verdict = String::new();
+            mapped.read_to_string(&mut verdict)?;
+            match verdict.as_str() {
+                MAPPED => become_root_inside(),
+                _ => Err(io::Error::other(verdict)),
             }
         }
     }

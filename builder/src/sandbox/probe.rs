@@ -17,7 +17,7 @@ mod attempts;
 mod choice;
 
 pub(super) use attempts::main;
-pub use choice::{ChoiceError, LATER, choose};
+pub use choice::{ChoiceError, choose, obstacle};
 
 /// The first argument that starts this program as a probe.
 pub(super) const INTERNAL_PROBE: &str = "internal-probe";
@@ -25,7 +25,7 @@ pub(super) const INTERNAL_PROBE: &str = "internal-probe";
 /// One thing that a build needs, or would like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Check {
-    /// New mount, PID, UTS and IPC namespaces (and, in the userns tier, a user namespace).
+    /// New mount, PID, UTS and IPC namespaces (and, but for the root tier, a user namespace).
     Namespaces,
     /// Every id of ours under its own number.
     IdentityMap,
@@ -33,6 +33,8 @@ pub enum Check {
     ShiftedMap,
     /// Our own id only.
     SingleMap,
+    /// Our own id and subordinate ones, by `newuidmap` and `newgidmap`.
+    SubordinateIds,
     /// An overlay with its upper in the scratch folder.
     Overlay,
     /// A removed lower file leaves a whiteout.
@@ -98,6 +100,7 @@ impl Check {
             Self::IdentityMap => "id map, same numbers",
             Self::ShiftedMap => "id map, shifted by one",
             Self::SingleMap => "id map, one id",
+            Self::SubordinateIds => "id map, subordinate ids",
             Self::Overlay => "overlay in scratch",
             Self::Whiteout => "whiteouts",
             Self::Opaque => "opaque directories",
@@ -118,6 +121,7 @@ impl Check {
             Self::ShiftedMap | Self::SingleMap | Self::FileCapabilities | Self::Proc => false,
             Self::Namespaces
             | Self::IdentityMap
+            | Self::SubordinateIds
             | Self::Overlay
             | Self::Whiteout
             | Self::Opaque
@@ -134,8 +138,10 @@ impl Check {
     pub const fn consequence(self) -> &'static str {
         match self {
             Self::Namespaces => "no step can run in this tier",
-            Self::IdentityMap => "owners of the base image's files can't be kept",
-            Self::ShiftedMap | Self::SingleMap => "nothing now; later tiers may use it",
+            Self::IdentityMap | Self::SubordinateIds => {
+                "owners of the base image's files can't be kept"
+            }
+            Self::ShiftedMap | Self::SingleMap => "nothing: no tier uses it",
             Self::Overlay => "the base can't be changed without a copy of it",
             Self::Whiteout => "steps can't remove files of the base",
             Self::Opaque => "steps can't replace directories of the base",
@@ -156,14 +162,21 @@ impl Check {
             (Self::Namespaces, Tier::Root) => {
                 "spec.hostUsers: false and containers[].securityContext.capabilities.add: [SYS_ADMIN], or privileged: true"
             }
-            (Self::Namespaces, Tier::Userns) => {
+            (Self::Namespaces, Tier::Userns | Tier::Rootless) => {
                 "spec.hostUsers: false and no seccompProfile of type RuntimeDefault; on OpenShift the SCC nested-container; \
                  on the node, sysctls user.max_user_namespaces above 0 and kernel.apparmor_restrict_unprivileged_userns=0"
+            }
+            (Self::Chown, Tier::Rootless) => {
+                "65536 subordinate ids in /etc/subuid and /etc/subgid for this user"
             }
             (Self::IdentityMap | Self::ShiftedMap | Self::Chown, _) => {
                 "containers[].securityContext: runAsUser: 0 and capabilities.add: [SETUID, SETGID, SETFCAP]"
             }
             (Self::SingleMap, _) => "as for namespaces",
+            (Self::SubordinateIds, _) => {
+                "newuidmap and newgidmap (Debian package uidmap) with file capabilities or a set-user-ID bit, lines of this user in /etc/passwd, /etc/subuid and /etc/subgid, \
+                 and containers[].securityContext.allowPrivilegeEscalation: true without drop: [SETUID, SETGID]"
+            }
             (Self::Overlay | Self::Whiteout | Self::Opaque | Self::FileCapabilities, _) => {
                 "an emptyDir or other volume as the scratch folder; with SELinux seLinuxOptions.type: container_engine_t (SCC nested-container); \
                  with AppArmor appArmorProfile.type: Unconfined"
@@ -187,6 +200,12 @@ impl Probe {
         self.rows
             .iter()
             .filter(move |row| row.tier == tier && row.check.is_required() && row.failure.is_some())
+    }
+
+    /// How many checks of `tier` went well.
+    fn works(&self, tier: Tier) -> usize {
+        let works = |row: &&Row| row.tier == tier && row.failure.is_none();
+        self.rows.iter().filter(works).count()
     }
 
     /// True if a build would run in `tier`.
@@ -218,6 +237,7 @@ pub fn probe(scratch: &Path) -> Result<Probe, ProbeError> {
         .arg(INTERNAL_PROBE)
         .arg(folder.path())
         .env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

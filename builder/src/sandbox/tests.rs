@@ -20,9 +20,11 @@ static INTERNAL: extern "C" fn() = {
             enter(Tier::Root).expect("enter the tier");
             stage().output("sleep 9871");
         }
-        if let Some(b"in-userns") = first {
-            let test = String::from_utf8_lossy(arguments.next().unwrap_or_default()).into_owned();
-            in_user_namespace(&test);
+        for (mode, tier) in [("in-userns", Tier::Userns), ("in-rootless", Tier::Rootless)] {
+            if first == Some(mode.as_bytes()) {
+                let test = arguments.next().unwrap_or_default();
+                in_user_namespace(tier, &String::from_utf8_lossy(test));
+            }
         }
         if let Some(status) = internal_main() {
             std::process::exit(status.into());
@@ -32,12 +34,12 @@ static INTERNAL: extern "C" fn() = {
 };
 
 /// Enters the tier as the program does, then runs one test (or a step that sleeps, until it is killed) as the harness would.
-fn in_user_namespace(test: &str) {
-    let entered = enter(Tier::Userns).expect("enter the tier");
+fn in_user_namespace(tier: Tier, test: &str) {
+    let entered = enter(tier).expect("enter the tier");
     assert_eq!(
         entered,
         Entered {
-            tier: Tier::Userns,
+            tier,
             xattrs: XattrPrefix::User
         }
     );
@@ -568,6 +570,51 @@ fn every_promise_of_a_step_holds_in_a_user_namespace() {
     }
 }
 
+/// Runs a shell command as an ordinary user who has subordinate ids of its own; `$0` is this program.
+fn as_ordinary_user(command: &str) -> std::process::ExitStatus {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(
+        folder.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    for (name, content) in [
+        (
+            "passwd",
+            format!("{passwd}strata-test:x:61234:61234::/:/bin/sh\n"),
+        ),
+        (
+            "subuid",
+            "strata-test:1:999\nstrata-test:200000:65536\n".to_owned(),
+        ),
+        ("subgid", "61234:300000:65537\n".to_owned()),
+        ("program", String::new()),
+    ] {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    // The program's own folder may be one that only root can enter.
+    let script = "for file in passwd subuid subgid; do mount --bind $0/$file /etc/$file || exit; done; mount --bind /proc/$1/exe $0/program && \
+                  exec setpriv --reuid 61234 --regid 61234 --clear-groups sh -c \"$2\" $0/program";
+    std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .arg(folder.path())
+        .arg(std::process::id().to_string())
+        .arg(command)
+        .status()
+        .unwrap()
+}
+
+#[test]
+fn every_promise_of_a_step_holds_for_an_ordinary_user_with_subordinate_ids() {
+    if able("every_promise_of_a_step_holds_for_an_ordinary_user_with_subordinate_ids") {
+        for (name, _) in TESTS {
+            let status = as_ordinary_user(&format!("exec $0 in-rootless {name}"));
+            assert!(status.success(), "rootless: {name}: {status}");
+        }
+    }
+}
+
 #[test]
 fn the_probe_finds_both_tiers_for_real_root_and_leaves_nothing() {
     if able("the_probe_finds_both_tiers_for_real_root_and_leaves_nothing") {
@@ -578,16 +625,15 @@ fn the_probe_finds_both_tiers_for_real_root_and_leaves_nothing() {
             probe.allows(Tier::Root) && probe.allows(Tier::Userns),
             "{text}"
         );
-        assert_eq!(
-            probe
-                .rows
-                .iter()
-                .filter(|row| row.failure.is_some())
-                .count(),
-            0,
+        let rows = |tier| probe.rows.iter().filter(move |row| row.tier == tier);
+        assert!(
+            rows(Tier::Root)
+                .chain(rows(Tier::Userns))
+                .all(|row| row.failure.is_none()),
             "{text}"
         );
-        assert_eq!(probe.rows.len(), 11 + 14, "{text}");
+        assert_eq!(rows(Tier::Root).count(), 11, "{text}");
+        assert_eq!(rows(Tier::Userns).count(), 12, "{text}");
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
 }

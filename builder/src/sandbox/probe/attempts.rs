@@ -12,13 +12,13 @@ use rustix::thread::UnshareFlags;
 
 use super::{Check, tell};
 use crate::overlay::{Overlay, XattrPrefix};
-use crate::sandbox::enter::{become_root_inside, make_mounts_private, write_identity_maps};
-use crate::sandbox::{Tier, kernel, seccomp};
+use crate::sandbox::enter::{
+    WriteMaps, become_root_inside, make_mounts_private, write_identity_maps,
+};
+use crate::sandbox::{Tier, kernel, seccomp, subordinate};
 
 /// What one attempt does.
 type Attempt<'a> = &'a dyn Fn() -> io::Result<()>;
-/// Gives a process its id maps from outside.
-type WriteMaps<'a> = &'a dyn Fn(Pid) -> io::Result<()>;
 
 /// The whole life of `internal-probe`; returns its exit status.
 pub(in crate::sandbox) fn main() -> u8 {
@@ -40,36 +40,46 @@ pub(in crate::sandbox) fn main() -> u8 {
             }),
         );
     }
-    let with_user = namespaces | UnshareFlags::NEWUSER;
-    if tell(
-        Tier::Userns,
-        Check::Namespaces,
-        in_child(&|| kernel::unshare(with_user | UnshareFlags::NEWPID)),
-    ) {
-        let maps = |map: WriteMaps<'_>| in_mapped_child(namespaces, map, &|| Ok(()));
-        let identity = tell(Tier::Userns, Check::IdentityMap, maps(&write_identity_maps));
-        tell(
-            Tier::Userns,
-            Check::ShiftedMap,
-            maps(&|pid| write_map(pid, "0 1 65535\n", true)),
-        );
-        let own = format!("0 {} 1\n", rustix::process::geteuid().as_raw());
-        tell(
-            Tier::Userns,
-            Check::SingleMap,
-            maps(&|pid| write_map(pid, &own, false)),
-        );
-        if identity {
-            let folder = scratch.join("userns");
-            report_unexpected(
-                Tier::Userns,
-                in_mapped_child(namespaces, &write_identity_maps, &|| {
-                    inside(Tier::Userns, &folder)
-                }),
-            );
-        }
+    for tier in [Tier::Userns, Tier::Rootless] {
+        with_user_namespace(tier, namespaces, &scratch.join(tier.name()));
     }
     0
+}
+
+fn with_user_namespace(tier: Tier, namespaces: UnshareFlags, folder: &Path) {
+    let with_user = namespaces | UnshareFlags::NEWUSER | UnshareFlags::NEWPID;
+    let unshared = in_child(&|| kernel::unshare(with_user));
+    if !tell(tier, Check::Namespaces, unshared) {
+        return;
+    }
+    let maps = |map: WriteMaps<'_>| in_mapped_child(namespaces, map, &|| Ok(()));
+    let map: WriteMaps<'_> = match tier {
+        Tier::Root | Tier::Userns => {
+            if !tell(tier, Check::IdentityMap, maps(&write_identity_maps)) {
+                let shifted = maps(&|pid| write_map(pid, "0 1 65535\n", true));
+                tell(tier, Check::ShiftedMap, shifted);
+                let own = format!("0 {} 1\n", rustix::process::geteuid().as_raw());
+                tell(
+                    tier,
+                    Check::SingleMap,
+                    maps(&|pid| write_map(pid, &own, false)),
+                );
+                return;
+            }
+            &write_identity_maps
+        }
+        Tier::Rootless => {
+            let mapped = maps(&subordinate::write_maps);
+            if !tell(tier, Check::SubordinateIds, mapped) {
+                return;
+            }
+            &subordinate::write_maps
+        }
+    };
+    report_unexpected(
+        tier,
+        in_mapped_child(namespaces, map, &|| inside(tier, folder)),
+    );
 }
 
 /// The attempts tell about themselves; what fails between them is told as a failure of the last one.

@@ -3,25 +3,12 @@
 use super::{Probe, Tier};
 use crate::error::{Class, Classify};
 
-/// Tiers that a later version brings: name and what it will be for.
-pub const LATER: [(&str, &str); 3] = [
-    (
-        "rootless",
-        "an ordinary user with subordinate ids (newuidmap)",
-    ),
-    ("flat", "no overlay: one unpacked tree"),
-    ("copy", "no namespaces: Containerfiles without RUN"),
-];
-
 /// No tier can be chosen.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChoiceError {
     /// There is no such tier.
-    #[error("there is no tier {0:?}: use auto, userns or root")]
+    #[error("there is no tier {0:?}: use auto or one of {names}", names = names())]
     Unknown(String),
-    /// Not in this version.
-    #[error("tier {0} comes with a later version: use auto, userns or root")]
-    Later(&'static str),
     /// The machine doesn't allow it.
     #[error("this machine does not allow tier {}; {obstacle}; remedy: {remedy}; see `strata-builder doctor`", tier.name())]
     Refused {
@@ -37,50 +24,54 @@ pub enum ChoiceError {
 impl Classify for ChoiceError {
     fn class(&self) -> Class {
         match self {
-            Self::Unknown(_) | Self::Later(_) => Class::CONTRACT,
+            Self::Unknown(_) => Class::CONTRACT,
             Self::Refused { .. } => Class::RIGHTS,
         }
     }
 }
 
-/// The tier to enter for `requested` (`auto`, or a name). `auto` takes root where it is allowed, since it can do all that userns can.
+fn names() -> String {
+    Tier::LADDER.map(Tier::name).join(", ")
+}
+
+/// The tier to enter for `requested`: a tier's name, or `auto` for the best that is allowed.
 ///
 /// # Errors
-/// Permanent, for a name that isn't known or not yet served; Rights, if the machine refuses.
+/// Permanent, for a name that isn't known; Rights, if the machine refuses.
 pub fn choose(requested: &str, probe: &Probe) -> Result<Tier, ChoiceError> {
-    let tier = match requested {
-        "auto" if probe.allows(Tier::Root) => return Ok(Tier::Root),
-        "auto" | "userns" => Tier::Userns,
-        "root" => Tier::Root,
-        other => {
-            let later = LATER.iter().find(|(name, _)| *name == other);
-            return Err(later.map_or_else(
-                || ChoiceError::Unknown(other.to_owned()),
-                |(name, _)| ChoiceError::Later(name),
-            ));
-        }
-    };
-    if probe.allows(tier) {
-        return Ok(tier);
+    let wanted: Vec<Tier> = Tier::LADDER
+        .into_iter()
+        .filter(|tier| requested == "auto" || requested == tier.name())
+        .collect();
+    if let Some(tier) = wanted.iter().find(|tier| probe.allows(**tier)) {
+        return Ok(*tier);
     }
-    let (obstacle, remedy) = probe.obstacles(tier).next().map_or_else(
-        || ("not everything could be tried".to_owned(), "none known"),
-        |row| {
-            (
-                format!(
-                    "{}: {}",
-                    row.check.name(),
-                    row.failure.as_deref().unwrap_or_default()
-                ),
-                row.check.remedy(tier),
-            )
-        },
-    );
+    // What is nearest to being allowed is what has got furthest.
+    let nearest = wanted.iter().rev().max_by_key(|tier| probe.works(**tier));
+    let Some(&tier) = nearest else {
+        return Err(ChoiceError::Unknown(requested.to_owned()));
+    };
+    let (obstacle, remedy) = obstacle(probe, tier);
     Err(ChoiceError::Refused {
         tier,
         obstacle,
         remedy,
     })
+}
+
+/// Why a tier that isn't allowed isn't, and what would change that.
+#[must_use]
+pub fn obstacle(probe: &Probe, tier: Tier) -> (String, &'static str) {
+    probe.obstacles(tier).next().map_or_else(
+        || ("not everything could be tried".to_owned(), "none known"),
+        |row| {
+            let failure = row.failure.as_deref().unwrap_or_default();
+            (
+                format!("{}: {failure}", row.check.name()),
+                row.check.remedy(tier),
+            )
+        },
+    )
 }
 
 #[cfg(test)]
@@ -89,7 +80,7 @@ mod tests {
     use super::*;
 
     fn probe(works: &[Tier]) -> Probe {
-        let rows = [Tier::Root, Tier::Userns].map(|tier| Row {
+        let rows = Tier::LADDER.map(|tier| Row {
             tier,
             check: Check::Seccomp,
             failure: if works.contains(&tier) {
@@ -108,12 +99,13 @@ mod tests {
     fn auto_takes_the_best_tier_and_a_name_takes_that_one() {
         for (requested, works, expected) in [
             ("auto", &[Tier::Root, Tier::Userns][..], Some(Tier::Root)),
-            ("auto", &[Tier::Userns], Some(Tier::Userns)),
+            ("auto", &[Tier::Userns, Tier::Rootless], Some(Tier::Userns)),
+            ("auto", &[Tier::Rootless], Some(Tier::Rootless)),
             ("auto", &[], None),
             ("userns", &[Tier::Root, Tier::Userns], Some(Tier::Userns)),
             ("userns", &[Tier::Root], None),
+            ("rootless", &[Tier::Root], None),
             ("root", &[Tier::Userns], None),
-            ("flat", &[Tier::Root], None),
             ("best", &[Tier::Root], None),
         ] {
             assert_eq!(
@@ -128,12 +120,8 @@ mod tests {
     fn a_refusal_names_the_tier_the_obstacle_and_the_remedy() {
         for (requested, message) in [
             (
-                "flat",
-                "tier flat comes with a later version: use auto, userns or root",
-            ),
-            (
                 "best",
-                "there is no tier \"best\": use auto, userns or root",
+                "there is no tier \"best\": use auto or one of root, userns, rootless",
             ),
             (
                 "root",
