@@ -5,6 +5,7 @@
 //! base image, so a [`Word`] stays raw until the step that uses it runs.
 
 pub mod graph;
+pub mod mounts;
 pub mod parse;
 pub mod words;
 
@@ -160,7 +161,7 @@ pub struct Run {
     /// In order of their `<<` words.
     pub heredocs: Vec<Heredoc>,
     /// `--mount`, in order.
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<mounts::MountFlag>,
     /// `--network`
     pub network: Network,
 }
@@ -175,66 +176,6 @@ pub enum Network {
     None,
     /// The host's (the pod's).
     Host,
-}
-
-/// One `--mount`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// `type=`, and what belongs to it.
-    pub kind: MountKind,
-    /// `target=`, `dst=`, `destination=`; may be absent for a secret.
-    pub target: Option<Word>,
-    /// `rw`/`readwrite` or `ro`/`readonly`; none if unsaid.
-    pub read_write: Option<bool>,
-}
-
-/// `--mount=type=…`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MountKind {
-    /// From the context, a stage, a named context or an image.
-    Bind {
-        /// `from=`
-        from: Option<Word>,
-        /// `source=`
-        source: Option<Word>,
-    },
-    /// A directory that outlives the step.
-    Cache {
-        /// `id=`
-        id: Option<Word>,
-        /// `from=`
-        from: Option<Word>,
-        /// `source=`
-        source: Option<Word>,
-        /// `sharing=`: shared, private, locked.
-        sharing: String,
-        /// `mode=`
-        mode: Option<u32>,
-        /// `uid=`
-        uid: Option<u32>,
-        /// `gid=`
-        gid: Option<u32>,
-    },
-    /// An empty tmpfs.
-    Tmpfs {
-        /// `size=`
-        size_bytes: Option<u64>,
-    },
-    /// A file that never reaches the image.
-    Secret {
-        /// `id=`
-        id: Option<String>,
-        /// `required=`
-        required: bool,
-        /// `mode=`
-        mode: Option<u32>,
-        /// `uid=`
-        uid: Option<u32>,
-        /// `gid=`
-        gid: Option<u32>,
-        /// `env=`: give it as a variable too.
-        env: Option<String>,
-    },
 }
 
 /// COPY or ADD.

@@ -115,14 +115,6 @@ pub enum CopyError {
     /// A wildcard.
     #[error(transparent)]
     Pattern(#[from] InvalidPattern),
-    /// Several sources, one file.
-    #[error("{destination:?} must be a directory and end with / to take {sources} sources")]
-    NotDirectory {
-        /// As written.
-        destination: String,
-        /// How many.
-        sources: usize,
-    },
     /// A directory in the way of something else, or the reverse.
     #[error("cannot replace {} {} by {}", there, Path::new("/").join(path).display(), new)]
     InTheWay {
@@ -151,10 +143,7 @@ pub enum CopyError {
 impl Classify for CopyError {
     fn class(&self) -> Class {
         match self {
-            Self::NotFound { .. }
-            | Self::Pattern(_)
-            | Self::NotDirectory { .. }
-            | Self::InTheWay { .. } => Class::CONTENT,
+            Self::NotFound { .. } | Self::Pattern(_) | Self::InTheWay { .. } => Class::CONTENT,
             Self::Root(error) => error.class(),
             // A full disk may be less full elsewhere; anything else is about the files themselves.
             Self::File { source, .. } => match source.kind() {
@@ -187,27 +176,17 @@ pub fn copy(
         others(request, &mut copier, into, &target, true)?;
         return Ok(copier.summary);
     }
-    let mut found = Vec::new();
-    for source in &request.sources {
-        find(source, from, ignore, &mut found)?;
-    }
+    let found = find_all(&request.sources, from, ignore)?;
     let count = found.len() + request.remote.len() + request.inline.len();
     let mut fresh = into.file_type(&target)?.is_none();
-    if must_be_directory {
+    let only_directories = count == found.len() && found.iter().all(|found| found.is_directory);
+    // several files have room in a directory only, whatever the spelling says
+    if must_be_directory || (count > 1 && !only_directories) {
         into.create_directories(&target, parent_owner)?;
     } else if let Some(parent) = target.parent() {
         into.create_directories(parent, parent_owner)?;
     }
     let is_directory = into.file_type(&target)? == Some(rustix::fs::FileType::Directory);
-    let only_directories = found.iter().all(|found| found.is_directory)
-        && request.inline.is_empty()
-        && request.remote.is_empty();
-    if count > 1 && !is_directory && !only_directories {
-        return Err(CopyError::NotDirectory {
-            destination: request.destination.clone(),
-            sources: count,
-        });
-    }
     for Found {
         canonical,
         name,
@@ -297,6 +276,28 @@ fn with_parents(source: &str, copier: &mut Copier<'_>, target: &Path) -> Result<
             pattern: source.to_owned(),
             excluded: false,
         })
+    }
+}
+
+/// The sources that exist. A wildcard may match nothing if another source is there.
+fn find_all(
+    sources: &[String],
+    from: &Root,
+    ignore: Option<Rule<'_>>,
+) -> Result<Vec<Found>, CopyError> {
+    let mut found = Vec::new();
+    let mut missing = None;
+    for source in sources {
+        match find(source, from, ignore, &mut found) {
+            Err(CopyError::NotFound { pattern, excluded }) if pattern::is_pattern(&pattern) => {
+                missing = Some(CopyError::NotFound { pattern, excluded });
+            }
+            result => result?,
+        }
+    }
+    match missing {
+        Some(error) if found.is_empty() => Err(error),
+        Some(_) | None => Ok(found),
     }
 }
 

@@ -7,8 +7,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::mounts::MountFlag;
 use super::words::{self, WordError};
-use super::{Containerfile, Instruction, Location, Mount, MountKind, Stage, Transfer, Word};
+use super::{Containerfile, Instruction, Location, Stage, Transfer, Word};
 use crate::error::{Class, Classify};
 use crate::state::{Scope, arg_value};
 
@@ -423,6 +424,8 @@ impl Planner<'_> {
             StageBase::Stage(earlier)
         } else if written == SCRATCH {
             StageBase::Scratch
+        } else if let Some(number) = written.parse().ok().filter(|number| *number < index) {
+            StageBase::Stage(number)
         } else {
             StageBase::Image(written.to_owned())
         }
@@ -509,19 +512,12 @@ impl Planner<'_> {
         &self,
         index: usize,
         location: &Location,
-        mount: &Mount,
+        mount: &MountFlag,
     ) -> Result<Source, PlanError> {
-        match &mount.kind {
-            MountKind::Bind { from: None, .. } => Ok(Source::MainContext),
-            MountKind::Bind {
-                from: Some(from), ..
-            }
-            | MountKind::Cache {
-                from: Some(from), ..
-            } => self.source(index, location, from),
-            MountKind::Cache { from: None, .. }
-            | MountKind::Tmpfs { .. }
-            | MountKind::Secret { .. } => Ok(Source::Empty),
+        match mount.from() {
+            Some(from) => self.source(index, location, from),
+            None if mount.is_bind() => Ok(Source::MainContext),
+            None => Ok(Source::Empty),
         }
     }
 

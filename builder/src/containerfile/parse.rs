@@ -2,12 +2,14 @@
 
 mod instruction;
 mod lines;
+pub mod syntax;
 #[cfg(test)]
 mod tests;
 
-use super::{ArgDeclaration, Containerfile, Instruction, Located, Location, Stage, Word};
+use super::mounts::InvalidMount;
+use super::{Containerfile, Instruction, Located};
 use crate::error::{Class, Classify};
-use lines::{Logical, Reader};
+use syntax::{Node, Nodes};
 
 /// A file that can't be read as a Containerfile, with the place and the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +39,9 @@ pub enum Fault {
     /// `# escape=`
     #[error("the escape directive must be a backslash or a backtick, not {0:?}")]
     Escape(String),
+    /// A directive given twice.
+    #[error("the directive {0} is given twice")]
+    RepeatedDirective(String),
     /// `<<NAME` without its end.
     #[error("the heredoc {0} is never closed: no line consists of {0} alone")]
     UnclosedHeredoc(String),
@@ -68,6 +73,9 @@ pub enum Fault {
         /// What it may be.
         wanted: String,
     },
+    /// A `--mount`.
+    #[error(transparent)]
+    Mount(#[from] InvalidMount),
     /// A flag given twice.
     #[error("{0} is given twice")]
     RepeatedFlag(String),
@@ -113,6 +121,7 @@ impl Fault {
         match self {
             Fault::Empty => "",
             Fault::Escape(text)
+            | Fault::RepeatedDirective(text)
             | Fault::UnclosedHeredoc(text)
             | Fault::RepeatedFlag(text)
             | Fault::BeforeFrom(text)
@@ -126,6 +135,7 @@ impl Fault {
                 instruction: text, ..
             }
             | Fault::NoEquals { word: text } => text,
+            Fault::Mount(_) => "--mount",
         }
     }
 }
@@ -174,138 +184,36 @@ impl Classify for ParseError {
 /// # Errors
 /// User: anything that BuildKit refuses too, at its place.
 pub fn parse(text: &str, file: &str) -> Result<Containerfile, ParseError> {
-    let mut reader = Reader::new(text, file)?;
+    let mut nodes = Nodes::new(text, file)?;
     let mut parsed = Containerfile {
         file: file.to_owned(),
-        escape: reader.escape,
+        escape: nodes.reader.escape,
         global_args: Vec::new(),
         stages: Vec::new(),
     };
-    while let Some(mut logical) = reader.next_logical() {
-        let (name, rest) = instruction::split_name(&logical.text);
-        let (name, rest) = (name.to_ascii_uppercase(), rest.to_owned());
-        let heredocs = match instruction::takes_heredocs(&name, &rest, reader.escape) {
-            true => reader.heredocs(&mut logical)?,
-            false => Vec::new(),
-        };
-        let read = match name.as_str() {
-            "FROM" => from(&rest, &logical, reader.escape).map(|stage| {
-                parsed.stages.push(stage);
-            }),
-            _ => instruction::read(&name, &rest, heredocs, reader.escape)
-                .and_then(|value| place(&mut parsed, &name, value, &logical)),
-        };
-        read.map_err(|fault| reader.fault_in(&logical, fault))?;
+    while let Some(node) = nodes.next() {
+        let node = node?;
+        let location = node.location.clone();
+        let added = add(&mut parsed, node);
+        added.map_err(|fault| nodes.reader.fault_in(&location, fault))?;
     }
     match parsed.stages.is_empty() {
-        true => Err(reader.fault(1, Fault::Empty)),
+        true => Err(nodes.reader.fault(1, Fault::Empty)),
         false => Ok(parsed),
     }
 }
 
-fn place(
-    parsed: &mut Containerfile,
-    name: &str,
-    value: Instruction,
-    logical: &Logical,
-) -> Result<(), Fault> {
-    let location = location(logical);
-    match (parsed.stages.last_mut(), value) {
+fn add(parsed: &mut Containerfile, node: Node) -> Result<(), Fault> {
+    let name = instruction::name(&node)?;
+    if name == "FROM" {
+        parsed.stages.push(instruction::from(node)?);
+        return Ok(());
+    }
+    let location = node.location.clone();
+    match (parsed.stages.last_mut(), instruction::read(node)?) {
         (Some(stage), value) => stage.instructions.push(Located { location, value }),
         (None, Instruction::Arg(value)) => parsed.global_args.push(Located { location, value }),
-        (None, _) => return Err(Fault::BeforeFrom(name.to_owned())),
+        (None, _) => return Err(Fault::BeforeFrom(name)),
     }
     Ok(())
-}
-
-fn location(logical: &Logical) -> Location {
-    Location {
-        line: logical.line,
-        last_line: logical.last_line,
-        text: logical.text.clone(),
-    }
-}
-
-fn from(rest: &str, logical: &Logical, escape: char) -> Result<Stage, Fault> {
-    let (flags, rest) = instruction::flags("FROM", rest, escape, &["platform"])?;
-    let words: Vec<&str> = rest.split_whitespace().collect();
-    let (base, name) = match words[..] {
-        [base] => (base, None),
-        [base, keyword, name] if keyword.eq_ignore_ascii_case("as") => {
-            (base, Some(name.to_lowercase()))
-        }
-        _ => {
-            return Err(Fault::Arguments {
-                instruction: "FROM".to_owned(),
-                wanted: "an image, or an image followed by AS and a name",
-            });
-        }
-    };
-    if let Some(name) = &name {
-        let proper = name.starts_with(|c: char| c.is_ascii_lowercase())
-            && name
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        if !proper {
-            return Err(Fault::StageName(name.clone()));
-        }
-    }
-    let platform = flags
-        .into_iter()
-        .next_back()
-        .map(|flag| Word(flag.value.unwrap_or_default()));
-    Ok(Stage {
-        location: location(logical),
-        base: Word(base.to_owned()),
-        name,
-        platform,
-        instructions: Vec::new(),
-    })
-}
-
-/// The words of a line with their quotes and escapes kept.
-pub(super) fn words_of(text: &str, escape: char) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word = String::new();
-    let mut quote: Option<char> = None;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match quote {
-            None if c.is_whitespace() => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-                continue;
-            }
-            None if c == '\'' || c == '"' => quote = Some(c),
-            Some(open) if c == open => quote = None,
-            _ => {}
-        }
-        word.push(c);
-        // nothing can be escaped between single quotes
-        if c == escape && quote != Some('\'') {
-            word.extend(chars.next());
-        }
-    }
-    if !word.is_empty() {
-        words.push(word);
-    }
-    words
-}
-
-/// `NAME` or `NAME=default` words.
-fn declarations(words: &[String]) -> Vec<ArgDeclaration> {
-    words
-        .iter()
-        .map(|word| match word.split_once('=') {
-            Some((name, default)) => ArgDeclaration {
-                name: name.to_owned(),
-                default: Some(Word(default.to_owned())),
-            },
-            None => ArgDeclaration {
-                name: word.clone(),
-                default: None,
-            },
-        })
-        .collect()
 }

@@ -35,6 +35,11 @@ pub(super) fn expand(path: &Path, root: &Root) -> Result<Vec<PathBuf>, CopyError
     Ok(found)
 }
 
+/// Whether a source as written may match several files.
+pub(super) fn is_pattern(source: &str) -> bool {
+    has_wildcard(source.as_bytes())
+}
+
 /// Entries of `directory` whose names match, sorted; none if it is no directory.
 fn matching(root: &Root, directory: &Path, pattern: &[u8]) -> Result<Vec<PathBuf>, CopyError> {
     if root.file_type(directory)? != Some(rustix::fs::FileType::Directory) {

@@ -245,6 +245,17 @@ fn owners_and_modes_are_the_sources_unless_they_are_given() {
 }
 
 #[test]
+fn several_files_make_their_destination_a_directory_and_a_wildcard_may_match_nothing() {
+    let Some(roots) = roots() else { return };
+    let request = request(&["none*", "?.txt"], "/x");
+    copy(&request, &roots.from, None, &roots.into).unwrap();
+    let found = fs::read_dir(roots.into.path().join("x")).unwrap();
+    let mut names: Vec<_> = found.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a.txt", "b.txt"]);
+}
+
+#[test]
 fn what_cannot_be_copied_is_told_with_its_path() {
     for (sources, destination, expected) in [
         (vec!["none"], "/x", "\"none\": not found"),
@@ -255,15 +266,12 @@ fn what_cannot_be_copied_is_told_with_its_path() {
             "/x",
             "\"[x\" is not a proper wildcard: a [ without ], or a \\ at the end",
         ),
-        (
-            vec!["a.txt", "b.txt"],
-            "/x",
-            "\"/x\" must be a directory and end with / to take 2 sources",
-        ),
+        (vec!["none*", "no?e"], "/x", "\"no?e\": not found"),
+        (vec!["none", "a.txt"], "/x", "\"none\": not found"),
         (
             vec!["?.txt"],
             "/etc/file",
-            "\"/etc/file\" must be a directory and end with / to take 2 sources",
+            "create the directory etc/file in the root file system",
         ),
         (
             vec!["a.txt"],

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::bases::{Name, Outside};
 use super::{BuildError, BuildSpec, LayerPer};
 use crate::containerfile::graph::{BuildGraph, PlannedStage, Source, StageBase};
+use crate::containerfile::mounts::InvalidMount;
 use crate::containerfile::{Containerfile, Instruction, Located};
 use crate::copy::{CopyError, CopyRequest, InvalidMode, copy, verdict};
 use crate::digest::InvalidDigest;
@@ -58,6 +59,9 @@ pub enum StepError {
     /// `--chmod`
     #[error(transparent)]
     Mode(#[from] InvalidMode),
+    /// `--mount`
+    #[error(transparent)]
+    Mount(#[from] InvalidMount),
     /// `--exclude`, or the context's ignore file.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
@@ -101,6 +105,7 @@ impl Classify for StepError {
         match self {
             Self::Exit { .. }
             | Self::Mode(_)
+            | Self::Mount(_)
             | Self::Checksum(_)
             | Self::NoSecret { .. }
             | Self::SecretIsNoText { .. } => Class::CONTENT,

@@ -141,23 +141,21 @@ fn label(state: &mut StageState, pairs: &[(Word, Word)]) -> Result<String, State
     Ok(pairs_text("LABEL", pairs))
 }
 
+/// As both other builders: an absolute one stays as written, a relative one is joined, one that expands to nothing changes nothing.
 fn workdir(state: &mut StageState, word: &Word) -> Result<String, StateError> {
     let asked = state.expand(word)?;
-    if asked.is_empty() {
-        return Err(StateError::Empty {
-            instruction: "WORKDIR",
-        });
-    }
-    let workdir = normal_path(state.workdir(), &asked);
+    let workdir = match asked.starts_with('/') {
+        true => asked,
+        false => joined(state.workdir(), &asked),
+    };
     let text = format!("WORKDIR {workdir}");
     state.image.config.working_dir = workdir;
     Ok(text)
 }
 
-/// `path` seen from `base`, absolute, without `.`, `..` and repeated or trailing slashes.
-fn normal_path(base: &str, path: &str) -> String {
+/// `path` seen from `base`, without `.`, `..` and repeated or trailing slashes.
+fn joined(base: &str, path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
-    let base = if path.starts_with('/') { "" } else { base };
     for part in base.split('/').chain(path.split('/')) {
         match part {
             "" | "." => {}

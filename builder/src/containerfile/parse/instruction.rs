@@ -1,10 +1,13 @@
-//! One logical line → one instruction: flags, JSON forms, words.
+//! A [`Node`] → the instruction it means: known names, known flags, enough arguments.
 
+use super::super::mounts::MountFlag;
 use super::super::{
-    CommandForm, Healthcheck, Heredoc, Instruction, Mount, MountKind, Network, Run, Transfer, Word,
+    ArgDeclaration, CommandForm, Healthcheck, Heredoc, Instruction, Network, Run, Stage, Transfer,
+    Word,
 };
+use super::Fault;
 use super::lines::heredoc;
-use super::{Fault, declarations, words_of};
+use super::syntax::{Arguments, Node, Pair};
 
 const INSTRUCTIONS: [&str; 18] = [
     "ADD",
@@ -60,80 +63,6 @@ impl Flag {
     }
 }
 
-/// The first word and the rest.
-pub(super) fn split_name(text: &str) -> (&str, &str) {
-    text.split_once(char::is_whitespace)
-        .map_or((text, ""), |(name, rest)| (name, rest.trim_start()))
-}
-
-/// Whether bodies may follow the line: not behind the JSON form, and of these instructions only.
-pub(super) fn takes_heredocs(name: &str, rest: &str, escape: char) -> bool {
-    let (name, mut rest) = match name {
-        "ONBUILD" => split_name(rest),
-        _ => (name, rest),
-    };
-    while rest.starts_with("--") {
-        rest = flag_word(rest, escape).1.trim_start();
-    }
-    let name = name.to_ascii_uppercase();
-    ["ADD", "COPY", "RUN"].contains(&name.as_str())
-        && rest.contains("<<")
-        && matches!(json_form(&name, rest), Ok(None))
-}
-
-/// Reads the leading `--name[=value]` words; those not in `known` are errors.
-pub(super) fn flags<'a>(
-    instruction: &str,
-    rest: &'a str,
-    escape: char,
-    known: &[&str],
-) -> Result<(Vec<Flag>, &'a str), Fault> {
-    let mut flags: Vec<Flag> = Vec::new();
-    let mut rest = rest.trim_start();
-    while rest.starts_with("--") {
-        let (word, after) = flag_word(rest, escape);
-        rest = after.trim_start();
-        if word == "--" {
-            break;
-        }
-        let (name, value) = match word[2..].split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (word[2..].to_owned(), None),
-        };
-        if !known.contains(&name.as_str()) {
-            let suggestion = nearest(&name, known).map(|s| format!("--{s}"));
-            return Err(Fault::UnknownFlag {
-                instruction: instruction.to_owned(),
-                flag: format!("--{name}"),
-                suggestion,
-            });
-        }
-        let repeatable = ["mount", "exclude"].contains(&name.as_str());
-        if !repeatable && flags.iter().any(|flag| flag.name == name) {
-            return Err(Fault::RepeatedFlag(format!("--{name}")));
-        }
-        flags.push(Flag { name, value });
-    }
-    Ok((flags, rest))
-}
-
-/// One flag without its quotes, and what follows it.
-fn flag_word(text: &str, escape: char) -> (String, &str) {
-    let mut word = String::new();
-    let mut quote = None;
-    let mut chars = text.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match quote {
-            None if c.is_whitespace() => return (word, &text[at..]),
-            None if c == '\'' || c == '"' => quote = Some(c),
-            Some(open) if c == open => quote = None,
-            _ if c == escape => word.extend(chars.next().map(|(_, c)| c)),
-            _ => word.push(c),
-        }
-    }
-    (word, "")
-}
-
 /// The known word that is nearest to what was written, if it is near at all.
 fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     let best = known
@@ -173,22 +102,48 @@ fn distance(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or(0)
 }
 
-/// Reads anything but FROM.
-pub(super) fn read(
-    name: &str,
-    rest: &str,
-    heredocs: Vec<Heredoc>,
-    escape: char,
-) -> Result<Instruction, Fault> {
-    if !INSTRUCTIONS.contains(&name) {
-        let suggestion = nearest(name, &INSTRUCTIONS).map(str::to_owned);
-        return Err(Fault::UnknownInstruction {
-            name: name.chars().take(60).collect(),
-            suggestion,
-        });
+/// Reads the flags; those not in `known` are errors.
+fn flags(node: &Node, known: &[&str]) -> Result<Vec<Flag>, Fault> {
+    let mut flags: Vec<Flag> = Vec::new();
+    for word in &node.flags {
+        let (name, value) = match word[2..].split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (word[2..].to_owned(), None),
+        };
+        if !known.contains(&name.as_str()) {
+            let suggestion = nearest(&name, known).map(|s| format!("--{s}"));
+            return Err(Fault::UnknownFlag {
+                instruction: node.name.to_ascii_uppercase(),
+                flag: format!("--{name}"),
+                suggestion,
+            });
+        }
+        let repeatable = ["mount", "exclude"].contains(&name.as_str());
+        if !repeatable && flags.iter().any(|flag| flag.name == name) {
+            return Err(Fault::RepeatedFlag(format!("--{name}")));
+        }
+        flags.push(Flag { name, value });
     }
-    let known: &[&str] = match name {
+    Ok(flags)
+}
+
+/// An instruction's name in capitals, if there is such an instruction.
+pub(super) fn name(node: &Node) -> Result<String, Fault> {
+    let name = node.name.to_ascii_uppercase();
+    if INSTRUCTIONS.contains(&name.as_str()) {
+        return Ok(name);
+    }
+    let suggestion = nearest(&name, &INSTRUCTIONS).map(str::to_owned);
+    Err(Fault::UnknownInstruction {
+        name: name.chars().take(60).collect(),
+        suggestion,
+    })
+}
+
+fn known_flags(name: &str) -> &'static [&'static str] {
+    match name {
         "RUN" => &["mount", "network", "security"],
+        "FROM" => &["platform"],
         "COPY" => &["from", "chown", "chmod", "link", "parents", "exclude"],
         "ADD" => &[
             "chown",
@@ -207,167 +162,175 @@ pub(super) fn read(
             "retries",
         ],
         _ => &[],
-    };
-    let (flags, rest) = match name {
-        // their arguments may start with dashes
-        "CMD" | "ENTRYPOINT" | "MAINTAINER" | "ONBUILD" => (Vec::new(), rest),
-        _ => flags(name, rest, escape, known)?,
-    };
+    }
+}
+
+/// Reads anything but FROM.
+pub(super) fn read(node: Node) -> Result<Instruction, Fault> {
+    let name = name(&node)?;
+    let flags = flags(&node, known_flags(&name))?;
     let needs = |wanted| Fault::Arguments {
-        instruction: name.to_owned(),
+        instruction: name.clone(),
         wanted,
     };
-    let some = |words: Vec<Word>, wanted| {
-        if words.is_empty() {
-            Err(needs(wanted))
-        } else {
-            Ok(words)
-        }
+    let text = |wanted| match &node.arguments {
+        Arguments::Text(text) if !text.is_empty() => Ok(text.clone()),
+        _ => Err(needs(wanted)),
     };
-    match name {
-        "RUN" => run(flags, rest, heredocs),
-        "COPY" => Ok(Instruction::Copy(transfer(
-            name, flags, rest, heredocs, escape,
-        )?)),
-        "ADD" => Ok(Instruction::Add(transfer(
-            name, flags, rest, heredocs, escape,
-        )?)),
-        "ARG" => match declarations(&words_of(rest, escape)) {
-            words if words.is_empty() => Err(needs("a name")),
-            words if words.iter().any(|w| w.name.is_empty()) => Err(needs("a name before =")),
-            words => Ok(Instruction::Arg(words)),
+    let words = |wanted| match &node.arguments {
+        Arguments::Words(words) | Arguments::Array(words) if !words.is_empty() => {
+            Ok(words.iter().cloned().map(Word))
+        }
+        _ => Err(needs(wanted)),
+    };
+    Ok(match name.as_str() {
+        "RUN" => run(flags, node)?,
+        "COPY" => Instruction::Copy(transfer(flags, node)?),
+        "ADD" => Instruction::Add(transfer(flags, node)?),
+        "ARG" => {
+            let declarations: Vec<_> = words("a name")?.map(declaration).collect();
+            if declarations.iter().any(|arg| arg.name.is_empty()) {
+                return Err(needs("a name before ="));
+            }
+            Instruction::Arg(declarations)
+        }
+        "ENV" => Instruction::Env(pairs(&name, node)?),
+        "LABEL" => Instruction::Label(pairs(&name, node)?),
+        "WORKDIR" => Instruction::Workdir(Word(text("a directory")?)),
+        "USER" => Instruction::User(Word(text("a user")?)),
+        "SHELL" => match node.arguments {
+            Arguments::Array(words) if !words.is_empty() => Instruction::Shell(words),
+            _ => {
+                return Err(needs(
+                    "its words as a JSON array, such as [\"/bin/bash\", \"-c\"]",
+                ));
+            }
         },
-        "ENV" => Ok(Instruction::Env(pairs(name, rest, escape)?)),
-        "LABEL" => Ok(Instruction::Label(pairs(name, rest, escape)?)),
-        "WORKDIR" if rest.is_empty() => Err(needs("a directory")),
-        "WORKDIR" => Ok(Instruction::Workdir(Word(rest.to_owned()))),
-        "USER" if rest.is_empty() => Err(needs("a user")),
-        "USER" => Ok(Instruction::User(Word(rest.to_owned()))),
-        "SHELL" => match json_form(name, rest)? {
-            Some(words) if !words.is_empty() => Ok(Instruction::Shell(words)),
-            _ => Err(needs(
-                "its words as a JSON array, such as [\"/bin/bash\", \"-c\"]",
-            )),
-        },
-        "CMD" => Ok(Instruction::Cmd(command(name, rest)?)),
-        "ENTRYPOINT" => Ok(Instruction::Entrypoint(command(name, rest)?)),
-        "EXPOSE" => Ok(Instruction::Expose(some(
-            plain_words(rest),
-            "at least one port",
-        )?)),
-        "STOPSIGNAL" if rest.is_empty() => Err(needs("a signal")),
-        "STOPSIGNAL" => Ok(Instruction::StopSignal(Word(rest.to_owned()))),
+        "CMD" => Instruction::Cmd(command(node.arguments)),
+        "ENTRYPOINT" => Instruction::Entrypoint(command(node.arguments)),
+        "EXPOSE" => Instruction::Expose(words("at least one port")?.collect()),
+        "STOPSIGNAL" => Instruction::StopSignal(Word(text("a signal")?)),
         "VOLUME" => {
-            let words = match json_form(name, rest)? {
-                Some(words) => words.into_iter().map(Word).collect(),
-                None => plain_words(rest),
-            };
-            Ok(Instruction::Volume(some(words, "at least one path")?))
+            let paths = words("at least one path")?.map(|word| Word(word.0.trim().to_owned()));
+            Instruction::Volume(paths.collect())
         }
-        "MAINTAINER" if rest.is_empty() => Err(needs("a name")),
-        "MAINTAINER" => Ok(Instruction::Maintainer(rest.to_owned())),
-        "HEALTHCHECK" => healthcheck(flags, rest),
-        _ => onbuild(rest, heredocs, escape),
-    }
-}
-
-fn onbuild(rest: &str, heredocs: Vec<Heredoc>, escape: char) -> Result<Instruction, Fault> {
-    let (name, arguments) = split_name(rest);
-    match name.to_ascii_uppercase().as_str() {
-        "" => Err(Fault::Arguments {
-            instruction: "ONBUILD".to_owned(),
-            wanted: "an instruction",
-        }),
-        name @ ("ONBUILD" | "FROM" | "MAINTAINER") => Err(Fault::Trigger(name.to_owned())),
-        name => {
-            read(name, arguments, heredocs.clone(), escape)?;
-            let bodies = heredocs
-                .iter()
-                .map(|h| format!("\n{}{}", h.content, h.name));
-            Ok(Instruction::Onbuild(
-                rest.to_owned() + &bodies.collect::<String>(),
-            ))
-        }
-    }
-}
-
-fn plain_words(rest: &str) -> Vec<Word> {
-    rest.split_whitespace()
-        .map(|word| Word(word.to_owned()))
-        .collect()
-}
-
-/// The array if the text is one and nothing else.
-fn json_form(instruction: &str, rest: &str) -> Result<Option<Vec<String>>, Fault> {
-    let array = rest.trim_start().starts_with('[');
-    let values = array.then(|| serde_json::from_str::<Vec<serde_json::Value>>(rest));
-    let Some(Ok(values)) = values else {
-        return Ok(None);
-    };
-    let strings = values.into_iter().map(|value| match value {
-        serde_json::Value::String(text) => Ok(text),
-        _ => Err(Fault::NotStrings(instruction.to_owned())),
-    });
-    strings.collect::<Result<_, _>>().map(Some)
-}
-
-fn command(instruction: &str, rest: &str) -> Result<CommandForm, Fault> {
-    Ok(match json_form(instruction, rest)? {
-        Some(words) => CommandForm::Exec(words),
-        None => CommandForm::Shell(rest.to_owned()),
+        "MAINTAINER" => Instruction::Maintainer(text("a name")?),
+        "HEALTHCHECK" => healthcheck(flags, node.arguments)?,
+        _ => match node.arguments {
+            Arguments::Trigger(trigger) => onbuild(*trigger, node.heredocs)?,
+            _ => return Err(needs("an instruction")),
+        },
     })
 }
 
-/// `a=b c="d e"`, or the old `name the rest`.
-fn pairs(name: &str, rest: &str, escape: char) -> Result<Vec<(Word, Word)>, Fault> {
+/// Reads a FROM.
+pub(super) fn from(node: Node) -> Result<Stage, Fault> {
+    let platform = flags(&node, known_flags("FROM"))?.pop();
+    let words = match &node.arguments {
+        Arguments::Words(words) => words.as_slice(),
+        _ => &[],
+    };
+    let (base, name) = match words {
+        [base] => (base, None),
+        [base, keyword, name] if keyword.eq_ignore_ascii_case("as") => {
+            (base, Some(name.to_lowercase()))
+        }
+        _ => {
+            return Err(Fault::Arguments {
+                instruction: "FROM".to_owned(),
+                wanted: "an image, or an image followed by AS and a name",
+            });
+        }
+    };
+    if let Some(name) = &name {
+        let proper = name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if !proper {
+            return Err(Fault::StageName(name.clone()));
+        }
+    }
+    Ok(Stage {
+        base: Word(base.clone()),
+        name,
+        platform: platform.map(Flag::word),
+        instructions: Vec::new(),
+        location: node.location,
+    })
+}
+
+/// `NAME` or `NAME=default`.
+fn declaration(word: Word) -> ArgDeclaration {
+    match word.0.split_once('=') {
+        Some((name, default)) => ArgDeclaration {
+            name: name.to_owned(),
+            default: Some(Word(default.to_owned())),
+        },
+        None => ArgDeclaration {
+            name: word.0,
+            default: None,
+        },
+    }
+}
+
+/// Checks the trigger by reading it.
+fn onbuild(trigger: Node, heredocs: Vec<Heredoc>) -> Result<Instruction, Fault> {
+    let mut text = trigger.location.text.clone();
+    for heredoc in &heredocs {
+        text.push('\n');
+        text.push_str(&heredoc.content);
+        text.push_str(&heredoc.name);
+    }
+    read(Node {
+        heredocs,
+        ..trigger
+    })?;
+    Ok(Instruction::Onbuild(text))
+}
+
+fn command(arguments: Arguments) -> CommandForm {
+    match arguments {
+        Arguments::Array(words) => CommandForm::Exec(words),
+        Arguments::Text(text) => CommandForm::Shell(text),
+        _ => CommandForm::Shell(String::new()),
+    }
+}
+
+fn pairs(name: &str, node: Node) -> Result<Vec<(Word, Word)>, Fault> {
     let needs = |wanted| Fault::Arguments {
         instruction: name.to_owned(),
         wanted,
     };
-    let words = words_of(rest, escape);
-    let first = words.first().ok_or_else(|| needs("NAME=value"))?;
-    if !first.contains('=') {
-        let (key, value) = split_name(rest);
-        return match value {
-            "" => Err(needs("a value: write NAME=value")),
-            value => Ok(vec![(Word(key.to_owned()), Word(value.to_owned()))]),
-        };
-    }
-    let pair = |word: &String| match word.split_once('=') {
-        Some(("", _)) => Err(needs("a name before =")),
-        Some((key, value)) => Ok((Word(key.to_owned()), Word(value.to_owned()))),
-        None => Err(Fault::NoEquals { word: word.clone() }),
+    let pairs = match node.arguments {
+        Arguments::Pairs(pairs) if !pairs.is_empty() => pairs,
+        _ => return Err(needs("NAME=value")),
     };
-    words.iter().map(pair).collect()
+    let pair = |pair: Pair| match pair.name.as_str() {
+        "" => Err(needs("a name before =")),
+        _ => Ok((Word(pair.name), Word(pair.value))),
+    };
+    pairs.into_iter().map(pair).collect()
 }
 
-fn transfer(
-    name: &str,
-    flags: Vec<Flag>,
-    rest: &str,
-    heredocs: Vec<Heredoc>,
-    escape: char,
-) -> Result<Transfer, Fault> {
+fn transfer(flags: Vec<Flag>, node: Node) -> Result<Transfer, Fault> {
     let needs = || Fault::Arguments {
-        instruction: name.to_owned(),
+        instruction: node.name.to_ascii_uppercase(),
         wanted: "at least one source, and a destination as the last word",
     };
-    let mut words = match json_form(name, rest)? {
-        Some(words) => words,
-        None if heredocs.is_empty() => rest.split_whitespace().map(str::to_owned).collect(),
-        None => words_of(rest, escape),
+    let mut words = match node.arguments {
+        Arguments::Words(words) => without_heredocs(words),
+        Arguments::Array(words) => words,
+        _ => Vec::new(),
     };
     let destination = Word(words.pop().ok_or_else(needs)?);
-    if !heredocs.is_empty() {
-        words.retain(|word| heredoc(word).is_none());
-    }
-    if words.is_empty() && heredocs.is_empty() {
+    if words.is_empty() && node.heredocs.is_empty() {
         return Err(needs());
     }
     let sources = words.into_iter().map(Word).collect();
     let mut transfer = Transfer {
         sources,
-        heredocs,
+        heredocs: node.heredocs,
         destination,
         from: None,
         chown: None,
@@ -400,8 +363,22 @@ fn transfer(
     Ok(transfer)
 }
 
-fn run(flags: Vec<Flag>, rest: &str, heredocs: Vec<Heredoc>) -> Result<Instruction, Fault> {
-    let command = command("RUN", rest)?;
+/// The words that are no heredocs; a blank may stand between `<<` and the name.
+fn without_heredocs(words: Vec<String>) -> Vec<String> {
+    let mut left = Vec::with_capacity(words.len());
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        if word.trim_start_matches(|c: char| c.is_ascii_digit()) == "<<" && words.len() > 1 {
+            words.next();
+        } else if heredoc(&word).is_none() {
+            left.push(word);
+        }
+    }
+    left
+}
+
+fn run(flags: Vec<Flag>, node: Node) -> Result<Instruction, Fault> {
+    let command = command(node.arguments);
     let empty = match &command {
         CommandForm::Shell(line) => line.is_empty(),
         CommandForm::Exec(argv) => argv.is_empty(),
@@ -414,13 +391,17 @@ fn run(flags: Vec<Flag>, rest: &str, heredocs: Vec<Heredoc>) -> Result<Instructi
     }
     let mut run = Run {
         command,
-        heredocs,
+        heredocs: node.heredocs,
         mounts: Vec::new(),
         network: Network::Default,
     };
     for flag in flags {
         match (flag.name.as_str(), flag.value.as_deref()) {
-            ("mount", Some(value)) => run.mounts.push(mount(value)?),
+            ("mount", Some(value)) => {
+                let mount = MountFlag::new(value);
+                mount.check()?;
+                run.mounts.push(mount);
+            }
             ("network", Some("default")) => run.network = Network::Default,
             ("network", Some("none")) => run.network = Network::None,
             ("network", Some("host")) => run.network = Network::Host,
@@ -435,160 +416,23 @@ fn run(flags: Vec<Flag>, rest: &str, heredocs: Vec<Heredoc>) -> Result<Instructi
     Ok(Instruction::Run(run))
 }
 
-/// The options of a `--mount`, checked by type.
-fn mount(text: &str) -> Result<Mount, Fault> {
-    let bad = |wanted: &str| Fault::FlagValue {
-        flag: "--mount".to_owned(),
-        value: text.to_owned(),
-        wanted: wanted.to_owned(),
-    };
-    let mut kind = "bind".to_owned();
-    let mut options: Vec<(String, Option<String>)> = Vec::new();
-    for option in text.split(',').filter(|o| !o.is_empty()) {
-        let (key, value) = match option.split_once('=') {
-            Some((key, value)) => (
-                key.trim().to_ascii_lowercase(),
-                Some(value.trim_matches('"').to_owned()),
-            ),
-            None => (option.trim().to_ascii_lowercase(), None),
-        };
-        match key.as_str() {
-            "type" => kind = value.unwrap_or_default(),
-            _ => options.push((key, value)),
-        }
-    }
-    let allowed: &[&str] = match kind.as_str() {
-        "bind" => &["from", "source", "src", "bind-propagation"],
-        "cache" => &[
-            "id", "from", "source", "src", "sharing", "mode", "uid", "gid",
-        ],
-        "tmpfs" => &["size"],
-        "secret" => &[
-            "id", "source", "src", "required", "mode", "uid", "gid", "env",
-        ],
-        "ssh" => {
-            return Err(bad(
-                "ssh mounts are not supported; use bind, cache, tmpfs or secret",
-            ));
-        }
-        other => {
-            return Err(bad(&format!(
-                "there is no type {other}; use bind, cache, tmpfs or secret"
-            )));
-        }
-    };
-    let common = [
-        "target",
-        "dst",
-        "destination",
-        "ro",
-        "readonly",
-        "rw",
-        "readwrite",
-        "z",
-    ];
-    if let Some((key, _)) = options
-        .iter()
-        .find(|(key, _)| !allowed.contains(&key.as_str()) && !common.contains(&key.as_str()))
-    {
-        return Err(bad(&format!("type={kind} has no option {key}")));
-    }
-    let get = |names: &[&str]| {
-        options
-            .iter()
-            .rev()
-            .find(|(key, _)| names.contains(&key.as_str()))
-            .map(|(_, value)| value.clone())
-    };
-    let word = |names: &[&str]| get(names).flatten().map(Word);
-    let flag = |names: &[&str]| match get(names) {
-        None => Ok(None),
-        Some(None) => Ok(Some(true)),
-        Some(Some(value)) => match value.as_str() {
-            "true" | "1" | "" => Ok(Some(true)),
-            "false" | "0" => Ok(Some(false)),
-            _ => Err(bad("a switch is true or false")),
-        },
-    };
-    let number = |name: &str, radix| match get(&[name]).flatten() {
-        None => Ok(None),
-        Some(value) => u32::from_str_radix(&value, radix)
-            .map(Some)
-            .map_err(|_| bad(&format!("{name} must be a number"))),
-    };
-    let target = word(&["target", "dst", "destination"]);
-    let read_write = match (flag(&["rw", "readwrite"])?, flag(&["ro", "readonly"])?) {
-        (Some(rw), _) => Some(rw),
-        (None, ro) => ro.map(|ro| !ro),
-    };
-    if target.is_none() && kind != "secret" {
-        return Err(bad("target= is missing"));
-    }
-    let kind = match kind.as_str() {
-        "bind" => MountKind::Bind {
-            from: word(&["from"]),
-            source: word(&["source", "src"]),
-        },
-        "tmpfs" => MountKind::Tmpfs {
-            size_bytes: get(&["size"])
-                .flatten()
-                .map(|s| size(&s).ok_or_else(|| bad("size must be bytes, or end in k, m or g")))
-                .transpose()?,
-        },
-        "cache" => MountKind::Cache {
-            id: word(&["id"]),
-            from: word(&["from"]),
-            source: word(&["source", "src"]),
-            sharing: match get(&["sharing"]).flatten() {
-                None => "shared".to_owned(),
-                Some(s) if ["shared", "private", "locked"].contains(&s.as_str()) => s,
-                Some(_) => return Err(bad("sharing is shared, private or locked")),
-            },
-            mode: number("mode", 8)?,
-            uid: number("uid", 10)?,
-            gid: number("gid", 10)?,
-        },
-        _ => MountKind::Secret {
-            id: get(&["id"]).flatten(),
-            required: flag(&["required"])?.unwrap_or(false),
-            mode: number("mode", 8)?,
-            uid: number("uid", 10)?,
-            gid: number("gid", 10)?,
-            env: get(&["env"]).flatten(),
-        },
-    };
-    Ok(Mount {
-        kind,
-        target,
-        read_write,
-    })
-}
-
-fn size(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &lower[digits.len()..] {
-        "" | "b" => 0,
-        "k" | "kb" => 10,
-        "m" | "mb" => 20,
-        "g" | "gb" => 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-fn healthcheck(flags: Vec<Flag>, rest: &str) -> Result<Instruction, Fault> {
+fn healthcheck(flags: Vec<Flag>, arguments: Arguments) -> Result<Instruction, Fault> {
     let needs = |wanted| Fault::Arguments {
         instruction: "HEALTHCHECK".to_owned(),
         wanted,
     };
-    let (kind, arguments) = split_name(rest);
+    let Arguments::Check(kind, arguments) = arguments else {
+        return Err(needs("NONE, or CMD and a command"));
+    };
+    let command = command(*arguments);
+    let is_empty = match &command {
+        CommandForm::Shell(line) => line.is_empty(),
+        CommandForm::Exec(argv) => argv.is_empty(),
+    };
     match kind.to_ascii_uppercase().as_str() {
-        "NONE" if arguments.is_empty() && flags.is_empty() => {
-            Ok(Instruction::Healthcheck(Healthcheck::None))
-        }
+        "NONE" if is_empty && flags.is_empty() => Ok(Instruction::Healthcheck(Healthcheck::None)),
         "NONE" => Err(needs("nothing beside NONE")),
-        "CMD" if arguments.is_empty() => Err(needs("a command after CMD")),
+        "CMD" if is_empty => Err(needs("a command after CMD")),
         "CMD" => {
             let [
                 mut interval_nanos,
@@ -612,7 +456,6 @@ fn healthcheck(flags: Vec<Flag>, rest: &str) -> Result<Instruction, Fault> {
                     _ => retries = Some(value.parse().map_err(|_| flag.bad("a whole number"))?),
                 }
             }
-            let command = command("HEALTHCHECK", arguments)?;
             Ok(Instruction::Healthcheck(Healthcheck::Command {
                 command,
                 interval_nanos,

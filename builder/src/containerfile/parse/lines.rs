@@ -1,15 +1,8 @@
 //! Physical lines → logical lines: directives, comments, continuations, heredoc bodies.
 
-use super::super::Heredoc;
+use super::super::{Heredoc, Location};
+use super::syntax::words_of;
 use super::{Fault, ParseError};
-
-/// An instruction's text with where it stands; heredoc bodies are still to be read.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Logical {
-    pub line: usize,
-    pub last_line: usize,
-    pub text: String,
-}
 
 /// Reads a file line by line.
 pub(super) struct Reader<'a> {
@@ -45,8 +38,11 @@ impl<'a> Reader<'a> {
                 break;
             };
             let key = key.trim().to_ascii_lowercase();
-            if !["escape", "syntax", "check"].contains(&key.as_str()) || seen.contains(&key) {
+            if !["escape", "syntax", "check"].contains(&key.as_str()) || value.trim().is_empty() {
                 break;
+            }
+            if seen.contains(&key) {
+                return Err(self.fault(number + 1, Fault::RepeatedDirective(key)));
             }
             if key == "escape" {
                 self.escape = match value.trim() {
@@ -70,18 +66,18 @@ impl<'a> Reader<'a> {
         ParseError::new(self.file, &source, line, line, fault)
     }
 
-    /// An error somewhere in the lines of `logical`, at the column of the text that the fault quotes.
-    pub fn fault_in(&self, logical: &Logical, fault: Fault) -> ParseError {
+    /// An error somewhere in the lines of an instruction, at the column of the text that the fault quotes.
+    pub fn fault_in(&self, place: &Location, fault: Fault) -> ParseError {
         let source: Vec<&str> = self
             .lines
             .iter()
             .map(|l| l.trim_end_matches(['\n', '\r']))
             .collect();
-        ParseError::new(self.file, &source, logical.line, logical.last_line, fault)
+        ParseError::new(self.file, &source, place.line, place.last_line, fault)
     }
 
     /// The next instruction's text, continuation lines joined.
-    pub fn next_logical(&mut self) -> Option<Logical> {
+    pub fn next_logical(&mut self) -> Option<Location> {
         loop {
             let line = self.take()?;
             let trimmed = line.trim_start();
@@ -101,7 +97,7 @@ impl<'a> Reader<'a> {
             }
             let text = text.trim_end().to_owned();
             if !text.is_empty() {
-                return Some(Logical {
+                return Some(Location {
                     line: first,
                     last_line: self.next,
                     text,
@@ -133,7 +129,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads the bodies of the heredocs that `logical` announces and moves its end behind them.
-    pub fn heredocs(&mut self, logical: &mut Logical) -> Result<Vec<Heredoc>, ParseError> {
+    pub fn heredocs(&mut self, logical: &mut Location) -> Result<Vec<Heredoc>, ParseError> {
         let mut heredocs = announced(&logical.text, self.escape);
         for heredoc in &mut heredocs {
             loop {
@@ -159,12 +155,22 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The `<<NAME` words of a line, with empty bodies.
+/// The `<<NAME` words of a line, with empty bodies. Blanks may stand before the name; `$((1 << 2))` is arithmetic.
 fn announced(text: &str, escape: char) -> Vec<Heredoc> {
-    super::words_of(text, escape)
-        .iter()
-        .filter_map(|word| heredoc(word))
-        .collect()
+    let mut found = Vec::new();
+    let mut arithmetic = 0;
+    let mut words = words_of(text, escape).into_iter().peekable();
+    while let Some(mut word) = words.next() {
+        arithmetic += word.matches("((").count();
+        if arithmetic == 0 {
+            if word.trim_start_matches(|c: char| c.is_ascii_digit()) == "<<" {
+                word.extend(words.next());
+            }
+            found.extend(heredoc(&word));
+        }
+        arithmetic = arithmetic.saturating_sub(word.matches("))").count());
+    }
+    found
 }
 
 /// The heredoc that a word announces: `<<NAME`, `<<-NAME`, `3<<"NAME"`.

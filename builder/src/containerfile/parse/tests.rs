@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::mounts::{Mount, MountKind};
 use super::super::*;
 use super::*;
 
@@ -60,16 +61,21 @@ fn the_rendered_file_parses_with_its_heredoc_behind_a_flag_and_a_continuation() 
             strip_tabs: false
         }]
     );
+    let [mount] = run.mounts.as_slice() else {
+        panic!("one mount")
+    };
     assert_eq!(
-        run.mounts,
-        [Mount {
-            kind: MountKind::Bind {
-                from: Some(word("registry.example.com/extensions@sha256:bb")),
-                source: None
-            },
-            target: Some(word("/tmp/mco")),
+        mount.from(),
+        Some(&word("registry.example.com/extensions@sha256:bb"))
+    );
+    let plain = |word: &Word| -> Result<String, InvalidMount> { Ok(word.0.clone()) };
+    assert_eq!(
+        mount.mount(plain),
+        Ok(Mount {
+            kind: MountKind::Bind { source: None },
+            target: Some("/tmp/mco".to_owned()),
             read_write: Some(true),
-        }]
+        })
     );
     assert_eq!(
         file.stages[1].instructions[2].value,
@@ -271,10 +277,10 @@ fn what_is_wrong_is_told_with_its_place() {
             "no type bnd",
         ),
         (
-            "FROM a\nRUN --mount=type=bind true\n",
+            "FROM a\nRUN --mount=type=cache,mode=9 true\n",
             2,
             5,
-            "target= is missing",
+            "mode must be a number",
         ),
         (
             "FROM a\nRUN --network=lan true\n",
@@ -349,5 +355,19 @@ proptest! {
         let _ = parse(&format!("FROM a\nRUN {text}"), "f");
         let _ = parse(&format!("FROM a\nHEALTHCHECK --interval={text} CMD x\nCOPY --{text}"), "f");
         let _ = parse(&format!("FROM a\nRUN --mount={text} x"), "f");
+    }
+}
+
+#[test]
+fn arithmetic_announces_no_heredoc() {
+    for text in [
+        "RUN echo $((1 << 2))",
+        "RUN x=$(( 1<<2 )) y",
+        "RUN [ $((8<<1)) ] && a",
+    ] {
+        let Instruction::Run(run) = only(text) else {
+            panic!("a RUN")
+        };
+        assert_eq!(run.heredocs, [], "{text}");
     }
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::cache::Cache;
 use super::{Current, Stages, StepError, make_folder};
+use crate::containerfile::Run;
 use crate::containerfile::graph::Source;
-use crate::containerfile::{Mount, MountKind, Run};
+use crate::containerfile::mounts::{Mount, MountFlag, MountKind};
 use crate::progress::Event;
 use crate::root::Root;
 use crate::sandbox::{Access, MountSpec, RunSpec, StepMount, run};
@@ -93,23 +94,21 @@ impl Stages<'_> {
     fn mount(
         &mut self,
         current: &mut Current<'_>,
-        mount: &Mount,
+        mount: &MountFlag,
         source: &Source,
         prepared: &mut Prepared,
     ) -> Result<(), StepError> {
-        let target = match &mount.target {
-            Some(target) => Some(current.state.expand(target)?),
-            None => None,
-        };
+        let Mount {
+            kind,
+            target,
+            read_write,
+        } = mount.mount(|word| current.state.expand(word).map_err(StepError::from))?;
         let inside = |target: &str| Path::new(current.state.workdir()).join(target);
-        match &mount.kind {
-            MountKind::Bind { source: path, .. } => {
-                let path = match path {
-                    Some(path) => current.state.expand(path)?,
-                    None => "/".to_owned(),
-                };
+        match kind {
+            MountKind::Bind { source: path } => {
+                let path = path.unwrap_or_else(|| "/".to_owned());
                 let root = Root::open(&self.visible(source)?)?;
-                let access = match mount.read_write {
+                let access = match read_write {
                     Some(true) => Access::Discard,
                     Some(false) | None => Access::ReadOnly,
                 };
@@ -121,15 +120,12 @@ impl Stages<'_> {
                 prepared.specs.push(MountSpec { target, kind });
             }
             MountKind::Tmpfs { size_bytes } => {
-                let kind = StepMount::Tmpfs {
-                    size_bytes: *size_bytes,
-                };
+                let kind = StepMount::Tmpfs { size_bytes };
                 let target = inside(&target.unwrap_or_default());
                 prepared.specs.push(MountSpec { target, kind });
             }
             MountKind::Cache {
                 id,
-                from: _,
                 source: path,
                 sharing,
                 mode,
@@ -137,14 +133,8 @@ impl Stages<'_> {
                 gid,
             } => {
                 let target = inside(&target.unwrap_or_default());
-                let id = match id {
-                    Some(id) => current.state.expand(id)?,
-                    None => target.to_string_lossy().into_owned(),
-                };
-                let path = match path {
-                    Some(path) => current.state.expand(path)?,
-                    None => "/".to_owned(),
-                };
+                let id = id.unwrap_or_else(|| target.to_string_lossy().into_owned());
+                let path = path.unwrap_or_else(|| "/".to_owned());
                 let filled_from = match source {
                     Source::Empty => None,
                     source => Some(Root::open(&self.visible(source)?)?),
@@ -161,10 +151,10 @@ impl Stages<'_> {
                     lock: None,
                 };
                 let filled = filled_from.as_ref().map(|root| (root, path.as_str()));
-                let cache = cache.open(&directory, sharing, filled)?;
+                let cache = cache.open(&directory, &sharing, filled)?;
                 let kind = StepMount::Bind {
                     source: cache.directory.clone(),
-                    access: match mount.read_write {
+                    access: match read_write {
                         Some(false) => Access::ReadOnly,
                         Some(true) | None => Access::ReadWrite,
                     },
@@ -181,7 +171,7 @@ impl Stages<'_> {
                 env,
             } => {
                 let last = |path: &String| path.rsplit('/').next().map(str::to_owned);
-                let id = id.clone().or_else(|| target.as_ref().and_then(last));
+                let id = id.or_else(|| target.as_ref().and_then(last));
                 let id = id.or_else(|| env.clone()).unwrap_or_default();
                 let Some(secret) = self.spec.secrets.get(&id) else {
                     return match required {
