@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+    PropagationPolicy,
+};
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
@@ -18,13 +21,13 @@ use strata_builder::error::chain;
 use tracing::{debug, info};
 
 use crate::api::{
-    CLEANUP_FINALIZER, FIELD_MANAGER, GROUP, MachineOSBuild, MachineOSConfig, VERSION,
+    CLEANUP_FINALIZER, FIELD_MANAGER, MachineConfigPool, MachineOSBuild, MachineOSConfig,
 };
 use crate::context::Context;
 use crate::error::{Error, code};
 use crate::events::{Notice, Reason};
 use crate::live::Live as _;
-use crate::metrics::{Kind, Outcome};
+use crate::metrics::{Deletion, Kind, Outcome};
 use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
 
 /// Longer than the apiserver's own limit of a minute for a request, so that its answer is what is told.
@@ -33,7 +36,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(90);
 /// The object that a plan is about.
 #[derive(Clone, Debug)]
 pub struct Root {
-    kind: &'static str,
+    resource: ApiResource,
     name: String,
     uid: String,
     /// As observed, then as each write leaves it.
@@ -45,18 +48,24 @@ impl Root {
     /// A MachineOSConfig.
     #[must_use]
     pub fn of_config(os_config: &MachineOSConfig) -> Self {
-        Self::of("MachineOSConfig", os_config)
+        Self::of(os_config)
     }
 
     /// A MachineOSBuild.
     #[must_use]
     pub fn of_build(os_build: &MachineOSBuild) -> Self {
-        Self::of("MachineOSBuild", os_build)
+        Self::of(os_build)
     }
 
-    fn of(kind: &'static str, object: &impl Resource) -> Self {
+    /// A MachineConfigPool.
+    #[must_use]
+    pub fn of_pool(pool: &MachineConfigPool) -> Self {
+        Self::of(pool)
+    }
+
+    fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
         Self {
-            kind,
+            resource: ApiResource::erase::<K>(&()),
             name: object.name_any(),
             uid: object.uid().unwrap_or_default(),
             resource_version: object.resource_version(),
@@ -66,8 +75,8 @@ impl Root {
 
     fn reference(&self) -> ObjectReference {
         ObjectReference {
-            api_version: Some(format!("{GROUP}/{VERSION}")),
-            kind: Some(self.kind.to_owned()),
+            api_version: Some(self.resource.api_version.clone()),
+            kind: Some(self.resource.kind.clone()),
             name: Some(self.name.clone()),
             uid: Some(self.uid.clone()),
             resource_version: self.resource_version.clone(),
@@ -76,7 +85,7 @@ impl Root {
     }
 
     fn object(&self) -> String {
-        format!("{} {}", self.kind, self.name)
+        format!("{} {}", self.resource.kind, self.name)
     }
 }
 
@@ -161,6 +170,10 @@ async fn run(context: &Context, root: &mut Root, step: Step) -> Result<(), Error
         Step::SetBuildStatus(status) => {
             patch_root(context, root, name, json!({"status": status}), true).await
         }
+        Step::SetPoolConditions(conditions) => {
+            let change = json!({"status": {"conditions": conditions}});
+            patch_root(context, root, name, change, true).await
+        }
         Step::CreateBuild(os_build) => {
             ensure(
                 &Api::all(client()),
@@ -203,6 +216,7 @@ async fn run(context: &Context, root: &mut Root, step: Step) -> Result<(), Error
         Step::DeleteImage(deletion) => delete_image(context, root, &deletion).await,
         Step::Remember(entry) => {
             context.ledger.remember(&entry).await?;
+            context.metrics.image_deletion(Deletion::Retained);
             context.unneeded.notify_one();
             Ok(())
         }
@@ -223,27 +237,20 @@ async fn patch_root(
 ) -> Result<(), Error> {
     change["metadata"]["resourceVersion"] = json!(root.resource_version);
     change["metadata"]["uid"] = json!(root.uid);
-    let client = context.client.clone();
-    let version = if root.kind == "MachineOSConfig" {
-        patch(
-            &Api::<MachineOSConfig>::all(client),
-            root,
-            &change,
-            is_status,
-        )
-        .await
-    } else {
-        patch(
-            &Api::<MachineOSBuild>::all(client),
-            root,
-            &change,
-            is_status,
-        )
-        .await
+    let api: Api<DynamicObject> = Api::all_with(context.client.clone(), &root.resource);
+    let parameters = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
     };
-    match version {
-        Ok(version) => {
-            root.resource_version = version;
+    let change = Patch::Merge(change);
+    let changed = if is_status {
+        api.patch_status(&root.name, &parameters, &change).await
+    } else {
+        api.patch(&root.name, &parameters, &change).await
+    };
+    match changed {
+        Ok(changed) => {
+            root.resource_version = changed.resource_version();
             Ok(())
         }
         // its last finalizer is off, by us or by somebody else
@@ -257,28 +264,6 @@ async fn patch_root(
             source,
         }),
     }
-}
-
-async fn patch<K>(
-    api: &Api<K>,
-    root: &Root,
-    change: &Value,
-    is_status: bool,
-) -> Result<Option<String>, kube::Error>
-where
-    K: Resource + Clone + DeserializeOwned + Debug,
-{
-    let parameters = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    let change = Patch::Merge(change);
-    let changed = if is_status {
-        api.patch_status(&root.name, &parameters, &change).await?
-    } else {
-        api.patch(&root.name, &parameters, &change).await?
-    };
-    Ok(changed.resource_version())
 }
 
 /// Creates `object`. One that is there is fine if it has the same owner; otherwise it is an earlier build's, on its way out.
@@ -414,6 +399,7 @@ async fn delete_image(
         })?;
     match registry.delete_manifest(&image.repository, digest).await {
         Ok(()) => {
+            context.metrics.image_deletion(Deletion::Deleted);
             info!(object = root.object(), %image, "deleted the image");
             let told = format!("{image} was deleted from the registry");
             let notice = Notice::new(Reason::BuildDeleted, told);
@@ -421,6 +407,7 @@ async fn delete_image(
             Ok(())
         }
         Err(error) if error.is_refused_deletion() => {
+            context.metrics.image_deletion(Deletion::Refused);
             let told = format!(
                 "{image} stays in the registry, which does not delete it: {}; grant the right to delete to the credentials in secret {push_secret}, or delete it by hand",
                 chain(&error)
@@ -430,9 +417,12 @@ async fn delete_image(
             context.recorder.publish(&root.reference(), &notice).await;
             Ok(())
         }
-        Err(source) => Err(Error::Registry {
-            image: image.to_string(),
-            source,
-        }),
+        Err(source) => {
+            context.metrics.image_deletion(Deletion::Failed);
+            Err(Error::Registry {
+                image: image.to_string(),
+                source,
+            })
+        }
     }
 }

@@ -21,6 +21,7 @@ use crate::api::FIELD_MANAGER;
 use crate::context::Context;
 use crate::error::{class_of, code};
 use crate::live::Live as _;
+use crate::metrics::Deletion;
 
 /// The ConfigMap.
 pub const LEDGER_NAME: &str = "strata-image-ledger";
@@ -200,6 +201,7 @@ pub async fn drain(context: &Context) -> Result<bool, crate::error::Error> {
         };
         match delete(context, &entry, &image).await? {
             Drained::Gone => {
+                context.metrics.image_deletion(Deletion::Deleted);
                 context.ledger.forget(&entry).await?;
                 info!(
                     image = entry.image,
@@ -208,6 +210,7 @@ pub async fn drain(context: &Context) -> Result<bool, crate::error::Error> {
                 );
             }
             Drained::Refused(why) => {
+                context.metrics.image_deletion(Deletion::Refused);
                 context.ledger.forget(&entry).await?;
                 warn!(
                     image = entry.image,
@@ -218,6 +221,7 @@ pub async fn drain(context: &Context) -> Result<bool, crate::error::Error> {
             }
             Drained::InUse => left += 1,
             Drained::Later(why) => {
+                context.metrics.image_deletion(Deletion::Failed);
                 left += 1;
                 unfinished = true;
                 warn!(

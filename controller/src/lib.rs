@@ -38,6 +38,7 @@ pub mod os_build;
 pub mod os_config;
 pub mod phase;
 pub mod plan;
+pub mod pool;
 pub mod registries;
 pub mod render;
 pub mod run;

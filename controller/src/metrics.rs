@@ -2,7 +2,7 @@
 //!
 //! All names stand here. Ours begin with `strata_`; their labels are closed sets and never name an object. Those that
 //! begin with `ocl_` or `mco_` are the incumbent's, for its dashboards and alerts; their label `pool` is an object's
-//! name, so a pool's series go with it ([`Metrics::forget_pool`]). Counts of the incumbent that say nothing
+//! name, so a pool's series go with it ([`Metrics::pool`]). Counts of the incumbent that say nothing
 //! about an image here (Jobs, pushes, rollouts) are left out.
 
 mod process;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -28,6 +29,8 @@ pub enum Kind {
     OsConfig,
     /// Of MachineOSBuilds.
     OsBuild,
+    /// Of MachineConfigPools.
+    Pool,
     /// Of images that outlive their build.
     Ledger,
 }
@@ -44,16 +47,27 @@ pub enum Outcome {
 /// How the deletion of an image ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Deletion {
-    /// The registry deleted it.
+    /// The registry no longer has it.
     Deleted,
-    /// It wasn't there.
-    Absent,
     /// It is in use and stays for now.
     Retained,
     /// The registry can't or won't; it stays for good.
     Refused,
     /// Another try follows.
     Failed,
+}
+
+/// How a pool stands with its builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolState {
+    /// Of the build that decides; none if there is no build.
+    pub phase: Option<Phase>,
+    /// Builds that have not ended.
+    pub unfinished: usize,
+    /// When the build that decides began.
+    pub start: Option<Timestamp>,
+    /// When it ended.
+    pub end: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -117,6 +131,7 @@ const fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::OsConfig => "os_config",
         Kind::OsBuild => "os_build",
+        Kind::Pool => "pool",
         Kind::Ledger => "ledger",
     }
 }
@@ -169,6 +184,7 @@ struct Inner {
     build_end: Family<PoolStateLabels, Seconds>,
     active_builds: Family<PoolLabels, Gauge>,
     os_configs: Gauge,
+    objects: Family<KindLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -281,6 +297,12 @@ impl Metrics {
                 "MachineOSConfigs in the cluster",
                 Gauge::default(),
             ),
+            objects: registered(
+                r,
+                "strata_objects",
+                "Objects in the cluster that are reconciled",
+                Family::default(),
+            ),
             registry: {
                 registry.register_collector(Box::new(process::Process::new()));
                 registry
@@ -335,10 +357,9 @@ impl Metrics {
     }
 
     /// An image was to be removed.
-    pub fn registry_delete(&self, outcome: Deletion) {
+    pub fn image_deletion(&self, outcome: Deletion) {
         let outcome = match outcome {
             Deletion::Deleted => "deleted",
-            Deletion::Absent => "absent",
             Deletion::Retained => "retained",
             Deletion::Refused => "refused",
             Deletion::Failed => "failed",
@@ -354,57 +375,55 @@ impl Metrics {
         self.0.ledger_entries.set(count);
     }
 
-    /// MachineOSConfigs in the cluster.
-    pub fn os_configs(&self, count: i64) {
-        self.0.os_configs.set(count);
-    }
-
-    /// A build of `pool` went over to `phase`, just now; `since_creation` is its age. To be called once per
-    /// transition, since it counts ends.
-    pub fn phase_entered(&self, pool: &str, phase: Phase, since_creation: Option<Duration>) {
-        self.phase_observed(pool, phase);
-        let now = jiff::Timestamp::now().as_duration().as_secs_f64();
-        if phase == Phase::Prepared {
-            self.0
-                .build_start
-                .get_or_create(&pool_labels(pool))
-                .set(now);
+    /// Objects of this kind in the cluster.
+    pub fn objects(&self, kind: Kind, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        if kind == Kind::OsConfig {
+            self.0.os_configs.set(count);
         }
-        if phase.is_terminal() {
-            let labels = pool_state_labels(pool, state(phase));
-            self.0.builds.get_or_create(&labels).inc();
-            self.0.build_end.get_or_create(&labels).set(now);
-            if let Some(age) = since_creation {
-                self.0
-                    .build_seconds
-                    .get_or_create(&labels)
-                    .observe(age.as_secs_f64());
-            }
-        }
-    }
-
-    /// The newest build of `pool` is in `phase`, since whenever: only the state is set, as after a restart.
-    pub fn phase_observed(&self, pool: &str, phase: Phase) {
-        for known in STATES {
-            self.0
-                .build_state
-                .get_or_create(&pool_state_labels(pool, known))
-                .set(i64::from(known == state(phase)));
-        }
-        self.active_builds(pool, i64::from(!phase.is_terminal()));
-    }
-
-    /// Builds of `pool` that aren't terminal. [`Metrics::phase_entered`] can only say 1 or 0; with a newer build
-    /// that has begun before the older one ended, this says better.
-    pub fn active_builds(&self, pool: &str, count: i64) {
+        let kind = kind_name(kind);
         self.0
-            .active_builds
-            .get_or_create(&pool_labels(pool))
+            .objects
+            .get_or_create(&KindLabels { kind })
             .set(count);
     }
 
-    /// The pool is gone or has no MachineOSConfig any more: so have its series.
-    pub fn forget_pool(&self, pool: &str) {
+    /// A build of `pool` ended in `phase`, `age` after its creation. To be called once per build, since it counts.
+    pub fn build_ended(&self, pool: &str, phase: Phase, age: Option<Duration>) {
+        let labels = pool_state_labels(pool, state(phase));
+        self.0.builds.get_or_create(&labels).inc();
+        if let Some(age) = age {
+            let seconds = self.0.build_seconds.get_or_create(&labels);
+            seconds.observe(age.as_secs_f64());
+        }
+    }
+
+    /// How `pool` stands; without an image of its own its series go.
+    pub fn pool(&self, pool: &str, known: Option<PoolState>) {
+        let Some(known) = known else {
+            return self.forget_pool(pool);
+        };
+        for one in STATES {
+            let holds = known.phase.map(state) == Some(one);
+            let labels = pool_state_labels(pool, one);
+            let gauge = self.0.build_state.get_or_create(&labels);
+            gauge.set(i64::from(holds));
+        }
+        let labels = pool_labels(pool);
+        let unfinished = i64::try_from(known.unfinished).unwrap_or(i64::MAX);
+        self.0.active_builds.get_or_create(&labels).set(unfinished);
+        let seconds = |time: Timestamp| time.as_duration().as_secs_f64();
+        if let Some(start) = known.start {
+            let gauge = self.0.build_start.get_or_create(&labels);
+            gauge.set(seconds(start));
+        }
+        if let (Some(phase), Some(end)) = (known.phase, known.end) {
+            let labels = pool_state_labels(pool, state(phase));
+            self.0.build_end.get_or_create(&labels).set(seconds(end));
+        }
+    }
+
+    fn forget_pool(&self, pool: &str) {
         let labels = pool_labels(pool);
         self.0.build_start.remove(&labels);
         self.0.active_builds.remove(&labels);

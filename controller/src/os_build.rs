@@ -10,13 +10,16 @@ mod prepare;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
 
-use crate::api::MachineOSBuild;
+use crate::api::{MachineOSBuild, label};
 use crate::apply::{self, Root};
 use crate::context::Context;
 use crate::error::Error;
 use crate::metrics::Kind;
+use crate::phase::Phase;
+use crate::plan::{Plan, Step};
 
 /// One pass over a MachineOSBuild.
 ///
@@ -35,6 +38,31 @@ pub async fn reconcile(
         return Ok(Action::await_change());
     };
     let plan = plan::plan(&observed, Timestamp::now());
+    let ended = ended_by(&plan, &observed.os_build);
     let root = Root::of_build(&observed.os_build);
-    apply::perform(&context, Kind::OsBuild, root, plan).await
+    let again = apply::perform(&context, Kind::OsBuild, root, plan).await?;
+    if let Some(phase) = ended {
+        count_end(&context, &observed.os_build, phase);
+    }
+    Ok(again)
+}
+
+/// The state in which `plan` ends the build.
+fn ended_by(plan: &Plan, os_build: &MachineOSBuild) -> Option<Phase> {
+    let status = plan.steps.iter().find_map(|step| match step {
+        Step::SetBuildStatus(status) => status.conditions.as_deref(),
+        _ => None,
+    });
+    let phase = Phase::of(status?);
+    (phase.is_terminal() && !Phase::of_build(os_build).is_terminal()).then_some(phase)
+}
+
+fn count_end(context: &Context, os_build: &MachineOSBuild, phase: Phase) {
+    let Some(pool) = os_build.labels().get(label::TARGET_POOL) else {
+        return;
+    };
+    let created = os_build.creation_timestamp();
+    let age = created.map(|time| Timestamp::now().duration_since(time.0));
+    let age = age.and_then(|age| age.try_into().ok());
+    context.metrics.build_ended(pool, phase, age);
 }

@@ -9,6 +9,7 @@ use kube::{Resource, ResourceExt as _};
 use strata_builder::reference::Reference;
 
 use crate::api::MachineOSBuild;
+use crate::api::foreign::PoolCondition;
 use crate::api::machine_os_build::MachineOSBuildStatus;
 use crate::api::machine_os_config::MachineOSConfigStatus;
 use crate::events::Notice;
@@ -48,6 +49,8 @@ pub enum Step {
     SetConfigStatus(Box<MachineOSConfigStatus>),
     /// Write the status of the root MachineOSBuild.
     SetBuildStatus(Box<MachineOSBuildStatus>),
+    /// Write all conditions of the root MachineConfigPool.
+    SetPoolConditions(Vec<PoolCondition>),
     /// Create it; that it exists already, owned by the same object, is success.
     CreateBuild(Box<MachineOSBuild>),
     /// Delete it.
@@ -87,6 +90,7 @@ impl Step {
             Step::Annotate(_) => "annotate",
             Step::SetConfigStatus(_) => "set-config-status",
             Step::SetBuildStatus(_) => "set-build-status",
+            Step::SetPoolConditions(_) => "set-pool-conditions",
             Step::CreateBuild(_) => "create-build",
             Step::DeleteBuild(_) => "delete-build",
             Step::CreateObjects(_) => "create-objects",

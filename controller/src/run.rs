@@ -3,6 +3,7 @@
 //! ```text
 //! lease ─► watches ─► queues ─► reconcile MachineOSConfigs
 //!              │         ├────► reconcile MachineOSBuilds
+//!              │         ├────► tell MachineConfigPools
 //!              └► cache  └────► drain the ledger
 //! admin server from the start; on SIGTERM: queues end, passes in hand finish, the lease is released
 //! ```
@@ -37,7 +38,7 @@ use crate::metrics::{Kind, Metrics};
 use crate::registries::Registries;
 use crate::settings::Settings;
 use crate::watches::{self, Queues, Requests};
-use crate::{os_build, os_config};
+use crate::{os_build, os_config, pool};
 
 /// Passes at the same time, per kind: enough that some that wait for a registry hold nobody else up.
 const CONCURRENCY: u16 = 32;
@@ -204,6 +205,7 @@ async fn work(
     let Requests {
         os_configs,
         os_builds,
+        pools,
     } = requests;
     let working = async {
         futures::join!(
@@ -222,6 +224,14 @@ async fn work(
                 Arc::clone(&context),
                 shutdown,
                 os_build::reconcile,
+            ),
+            drive(
+                Kind::Pool,
+                pools,
+                context.cache.pools.store.clone(),
+                Arc::clone(&context),
+                shutdown,
+                pool::reconcile,
             ),
             drain(&context, shutdown),
         );
@@ -268,11 +278,12 @@ async fn drive<K, F, Fut>(
     let limits = controller::Config::default()
         .debounce(DEBOUNCE)
         .concurrency(CONCURRENCY);
+    let metrics = context.metrics.clone();
     applier(
         pass,
         move |object, error, context| again(kind, &object.name_any(), error, &context),
         context,
-        store,
+        store.clone(),
         queue,
         limits,
     )
@@ -281,6 +292,7 @@ async fn drive<K, F, Fut>(
         if let Err(controller::Error::ObjectNotFound(object)) = done {
             debug!(%object, "gone");
         }
+        metrics.objects(kind, store.len());
         std::future::ready(())
     })
     .await;

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::{StreamExt as _, pin_mut};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::controller::ReconcileRequest;
 use kube::runtime::reflector::ObjectRef;
@@ -36,11 +36,12 @@ use crate::cache::{
 /// Until a missing list is told: a start takes less than a second when all CRDs and rights are there.
 const SLOW_START: Duration = Duration::from_secs(10);
 
-/// Objects to look at, in both queues and the ledger's bell.
+/// Objects to look at, a queue a kind, and the ledger's bell.
 #[derive(Clone)]
 pub struct Queues {
     os_configs: UnboundedSender<ReconcileRequest<MachineOSConfig>>,
     os_builds: UnboundedSender<ReconcileRequest<MachineOSBuild>>,
+    pools: UnboundedSender<ReconcileRequest<MachineConfigPool>>,
     /// Rung when an image may have become unneeded.
     pub unneeded: Arc<Notify>,
 }
@@ -51,6 +52,8 @@ pub struct Requests {
     pub os_configs: UnboundedReceiver<ReconcileRequest<MachineOSConfig>>,
     /// Builds to look at.
     pub os_builds: UnboundedReceiver<ReconcileRequest<MachineOSBuild>>,
+    /// Pools to look at.
+    pub pools: UnboundedReceiver<ReconcileRequest<MachineConfigPool>>,
 }
 
 impl Queues {
@@ -59,9 +62,11 @@ impl Queues {
     pub fn new() -> (Self, Requests) {
         let (config_sender, os_configs) = unbounded();
         let (build_sender, os_builds) = unbounded();
+        let (pool_sender, pools) = unbounded();
         let queues = Self {
             os_configs: config_sender,
             os_builds: build_sender,
+            pools: pool_sender,
             unneeded: Arc::default(),
         };
         (
@@ -69,6 +74,7 @@ impl Queues {
             Requests {
                 os_configs,
                 os_builds,
+                pools,
             },
         )
     }
@@ -82,6 +88,10 @@ impl Queues {
         let _stopping = self.os_builds.unbounded_send(ObjectRef::new(name).into());
     }
 
+    fn pool(&self, name: &str) {
+        let _stopping = self.pools.unbounded_send(ObjectRef::new(name).into());
+    }
+
     fn os_config_with_builds(&self, cache: &Cache, name: &str) {
         self.os_config(name);
         for os_build in cache.os_builds.names_in(name) {
@@ -89,7 +99,8 @@ impl Queues {
         }
     }
 
-    fn pool(&self, cache: &Cache, name: &str) {
+    fn pool_with_configs(&self, cache: &Cache, name: &str) {
+        self.pool(name);
         for os_config in cache.os_configs.names_in(&by_pool(name)) {
             self.os_config_with_builds(cache, &os_config);
         }
@@ -126,113 +137,117 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
         config_maps,
         secrets,
     };
+    let mut watching = Watching {
+        client,
+        namespace,
+        tasks,
+    };
     // the closures below have one of each
     let each = || (cache.clone(), queues.clone());
-    let all = |client: &Client| client.clone();
 
     let (known, queue) = each();
-    let api: Api<MachineOSConfig> = Api::all(all(client));
-    tasks.spawn(watch(
-        api,
-        config_keeper,
-        keep_all,
-        move |os_config: &MachineOSConfig| {
-            queue.os_config_with_builds(&known, &os_config.name_any());
-            queue.unneeded.notify_one();
-        },
-    ));
-    let (_, queue) = each();
-    let api: Api<MachineOSBuild> = Api::all(all(client));
-    tasks.spawn(watch(
-        api,
-        build_keeper,
-        keep_all,
-        move |os_build: &MachineOSBuild| {
-            queue.os_build(&os_build.name_any());
-            queue.os_config(&os_build.spec.machine_os_config.name);
-            queue.unneeded.notify_one();
-        },
-    ));
+    watching.everywhere(config_keeper, keep_all, move |os_config| {
+        queue.os_config_with_builds(&known, &os_config.name_any());
+        queue.pool(&os_config.spec.machine_config_pool.name);
+        queue.unneeded.notify_one();
+    });
     let (known, queue) = each();
-    let api: Api<MachineConfigPool> = Api::all(all(client));
-    tasks.spawn(watch(
-        api,
-        pool_keeper,
-        keep_all,
-        move |pool: &MachineConfigPool| {
-            queue.pool(&known, &pool.name_any());
-        },
-    ));
+    watching.everywhere(build_keeper, keep_all, move |os_build| {
+        let os_config = &os_build.spec.machine_os_config.name;
+        queue.os_build(&os_build.name_any());
+        queue.os_config(os_config);
+        if let Some(os_config) = known.os_configs.get(os_config) {
+            queue.pool(&os_config.spec.machine_config_pool.name);
+        }
+        queue.unneeded.notify_one();
+    });
     let (known, queue) = each();
-    let api: Api<MachineConfig> = Api::all(all(client));
-    tasks.spawn(watch(
-        api,
-        machine_config_keeper,
-        keep_names,
-        move |machine_config: &MachineConfig| {
-            for pool in known.pools.names_in(&machine_config.name_any()) {
-                queue.pool(&known, &pool);
-            }
-        },
-    ));
+    watching.everywhere(pool_keeper, keep_all, move |pool| {
+        queue.pool_with_configs(&known, &pool.name_any());
+    });
+    let (known, queue) = each();
+    watching.everywhere(machine_config_keeper, keep_names, move |machine_config| {
+        for pool in known.pools.names_in(&machine_config.name_any()) {
+            queue.pool_with_configs(&known, &pool);
+        }
+    });
     let (_, queue) = each();
-    let api: Api<Meta<Job>> = Api::namespaced(all(client), namespace);
-    tasks.spawn(watch(api, job_keeper, keep_all, move |job: &Meta<Job>| {
+    watching.namespaced(job_keeper, move |job| {
         queue.owner(job);
-    }));
+    });
     let (_, queue) = each();
-    let api: Api<Meta<Pod>> = Api::namespaced(all(client), namespace);
-    tasks.spawn(watch(api, pod_keeper, keep_all, move |pod: &Meta<Pod>| {
+    watching.namespaced(pod_keeper, move |pod| {
         queue.owner(pod);
-    }));
+    });
     let (known, queue) = each();
-    let api: Api<Meta<Secret>> = Api::namespaced(all(client), namespace);
-    tasks.spawn(watch(
-        api,
-        secret_keeper,
-        keep_all,
-        move |secret: &Meta<Secret>| {
-            if !queue.owner(secret) {
-                for os_config in known.os_configs.names_in(&by_secret(&secret.name_any())) {
-                    queue.os_config_with_builds(&known, &os_config);
-                }
+    watching.namespaced(secret_keeper, move |secret| {
+        if !queue.owner(secret) {
+            for os_config in known.os_configs.names_in(&by_secret(&secret.name_any())) {
+                queue.os_config_with_builds(&known, &os_config);
             }
-        },
-    ));
+        }
+    });
     let (known, queue) = each();
-    let api: Api<Meta<ConfigMap>> = Api::namespaced(all(client), namespace);
-    tasks.spawn(watch(
-        api,
-        config_map_keeper,
-        keep_all,
-        move |config_map: &Meta<ConfigMap>| {
-            if !queue.owner(config_map) && config_map.name_any() == name::YUM_REPOS {
-                for os_config in known.os_configs.store.state() {
-                    queue.os_config_with_builds(&known, &os_config.name_any());
-                }
+    watching.namespaced(config_map_keeper, move |config_map| {
+        if !queue.owner(config_map) && config_map.name_any() == name::YUM_REPOS {
+            for os_config in known.os_configs.store.state() {
+                queue.os_config_with_builds(&known, &os_config.name_any());
             }
-        },
-    ));
+        }
+    });
     let (_, queue) = each();
     let mut images: HashMap<String, [Option<String>; 2]> = HashMap::new();
-    let api: Api<Meta<Node>> = Api::all(all(client));
-    tasks.spawn(watch(
-        api,
-        node_keeper,
-        keep_images,
-        move |node: &Meta<Node>| {
-            let named = [
-                annotation::NODE_CURRENT_IMAGE,
-                annotation::NODE_DESIRED_IMAGE,
-            ]
-            .map(|key| node.annotations().get(key).cloned());
-            // a node's heartbeat concerns nobody
-            if images.insert(node.name_any(), named.clone()) != Some(named) {
-                queue.unneeded.notify_one();
-            }
-        },
-    ));
+    watching.everywhere(node_keeper, keep_images, move |node| {
+        let named = [
+            annotation::NODE_CURRENT_IMAGE,
+            annotation::NODE_DESIRED_IMAGE,
+        ]
+        .map(|key| node.annotations().get(key).cloned());
+        // a node's heartbeat concerns nobody
+        if images.insert(node.name_any(), named.clone()) != Some(named) {
+            queue.unneeded.notify_one();
+        }
+    });
     cache
+}
+
+/// Begins watches.
+struct Watching<'a> {
+    client: &'a Client,
+    namespace: &'a str,
+    tasks: &'a mut JoinSet<()>,
+}
+
+impl Watching<'_> {
+    /// On all objects of a cluster-wide kind.
+    fn everywhere<K>(
+        &mut self,
+        keeper: Keeper<K>,
+        trim: fn(&mut K),
+        touched: impl FnMut(&K) + Send + 'static,
+    ) where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        K::DynamicType: Hash + Eq + Clone + Default,
+    {
+        let api = Api::all(self.client.clone());
+        self.tasks.spawn(watch(api, keeper, trim, touched));
+    }
+
+    /// On the metadata of all objects of a kind in our namespace.
+    fn namespaced<K>(&mut self, keeper: Keeper<K>, touched: impl FnMut(&K) + Send + 'static)
+    where
+        K: Resource<Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+        K::DynamicType: Hash + Eq + Clone + Default,
+    {
+        let api = Api::namespaced(self.client.clone(), self.namespace);
+        self.tasks.spawn(watch(api, keeper, keep_all, touched));
+    }
 }
 
 /// Waits until every kind was listed once; tells which isn't, since a missing CRD or right shows itself only so.

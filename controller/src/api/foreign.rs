@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,7 +107,7 @@ pub struct PoolCondition {
     pub status: String,
     /// When the status last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_transition_time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    pub last_transition_time: Option<Time>,
     /// CamelCase cause.
     #[serde(default)]
     pub reason: Option<String>,
@@ -124,6 +124,21 @@ impl From<Condition> for PoolCondition {
             last_transition_time: Some(condition.last_transition_time),
             reason: Some(condition.reason),
             message: Some(condition.message),
+        }
+    }
+}
+
+impl From<PoolCondition> for Condition {
+    fn from(condition: PoolCondition) -> Self {
+        Self {
+            type_: condition.type_,
+            status: condition.status,
+            last_transition_time: condition
+                .last_transition_time
+                .unwrap_or(Time(jiff::Timestamp::UNIX_EPOCH)),
+            observed_generation: None,
+            reason: condition.reason.unwrap_or_default(),
+            message: condition.message.unwrap_or_default(),
         }
     }
 }

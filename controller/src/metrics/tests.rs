@@ -1,19 +1,13 @@
 use super::*;
 
-/// The samples of `metrics` whose name begins with one of ours, without buckets, times and what the process is.
+/// The samples of `metrics` without buckets and what the process is.
 fn samples(metrics: &Metrics) -> Vec<String> {
     metrics
         .encode()
         .lines()
         .filter(|line| !line.starts_with('#'))
         .filter(|line| !line.contains("_bucket{") && !line.starts_with("process_"))
-        .map(|line| match line.split_once("_timestamp_seconds") {
-            Some((name, rest)) => {
-                let (labels, _time) = rest.rsplit_once(' ').unwrap();
-                format!("{name}_timestamp_seconds{labels} T")
-            }
-            None => line.to_owned(),
-        })
+        .map(str::to_owned)
         .collect()
 }
 
@@ -39,9 +33,9 @@ fn every_count_has_its_name_its_labels_and_base_units() {
     metrics.step("create-job", Outcome::Done, Duration::from_millis(500));
     metrics.step("create-job", Outcome::Failed, Duration::from_millis(500));
     metrics.leader(true);
-    metrics.registry_delete(Deletion::Refused);
+    metrics.image_deletion(Deletion::Refused);
     metrics.ledger_entries(3);
-    metrics.os_configs(7);
+    metrics.objects(Kind::OsConfig, 7);
     let mut found = samples(&metrics);
     found.sort_unstable();
     assert_eq!(
@@ -51,6 +45,7 @@ fn every_count_has_its_name_its_labels_and_base_units() {
             r#"strata_image_deletions_total{outcome="refused"} 1"#,
             r#"strata_leader 1"#,
             r#"strata_ledger_entries 3"#,
+            r#"strata_objects{kind="os_config"} 7"#,
             r#"strata_reconcile_duration_seconds_count{kind="os_config"} 1"#,
             r#"strata_reconcile_duration_seconds_sum{kind="os_config"} 0.25"#,
             r#"strata_reconcile_errors_total{kind="ledger",class="user"} 1"#,
@@ -75,42 +70,45 @@ fn a_builds_life_is_told_in_the_incumbents_names_and_ends_with_its_pool() {
         found.sort_unstable();
         found
     };
-    metrics.phase_entered("worker", Phase::Prepared, Some(Duration::ZERO));
+    let at = |second| Timestamp::from_second(second).ok();
+    let prepared = PoolState {
+        phase: Some(Phase::Prepared),
+        unfinished: 1,
+        start: at(100),
+        end: None,
+    };
+    metrics.pool("worker", Some(prepared));
     assert_eq!(
         ours(&metrics),
         [
             r#"ocl_active_builds{pool="worker"} 1"#,
-            r#"ocl_build_start_timestamp_seconds{pool="worker"} T"#,
+            r#"ocl_build_start_timestamp_seconds{pool="worker"} 100.0"#,
             r#"ocl_build_state{pool="worker",state="pending"} 1"#,
         ]
     );
-    metrics.phase_entered("worker", Phase::Building, Some(Duration::from_secs(1)));
-    metrics.phase_entered("worker", Phase::Failed, Some(Duration::from_secs(4)));
+    metrics.build_ended("worker", Phase::Failed, Some(Duration::from_secs(4)));
+    let failed = PoolState {
+        phase: Some(Phase::Failed),
+        unfinished: 0,
+        end: at(104),
+        ..prepared
+    };
+    metrics.pool("worker", Some(failed));
     assert_eq!(
         ours(&metrics),
         [
             r#"ocl_active_builds{pool="worker"} 0"#,
             r#"ocl_build_duration_seconds_count{pool="worker",state="failed"} 1"#,
             r#"ocl_build_duration_seconds_sum{pool="worker",state="failed"} 4.0"#,
-            r#"ocl_build_end_timestamp_seconds{pool="worker",state="failed"} T"#,
-            r#"ocl_build_start_timestamp_seconds{pool="worker"} T"#,
+            r#"ocl_build_end_timestamp_seconds{pool="worker",state="failed"} 104.0"#,
+            r#"ocl_build_start_timestamp_seconds{pool="worker"} 100.0"#,
             r#"ocl_build_state{pool="worker",state="failed"} 1"#,
             r#"ocl_build_total{pool="worker",state="failed"} 1"#,
         ]
     );
-    metrics.forget_pool("worker");
+    metrics.pool("worker", None);
     assert_eq!(ours(&metrics), [""; 0]);
     assert!(!metrics.encode().contains("worker"));
-}
-
-#[test]
-fn a_state_seen_after_a_restart_counts_no_end() {
-    let metrics = Metrics::new();
-    metrics.phase_observed("infra", Phase::Failed);
-    let text = metrics.encode();
-    assert!(text.contains("ocl_build_state{pool=\"infra\",state=\"failed\"} 1\n"));
-    assert!(text.contains("ocl_build_state{pool=\"infra\",state=\"building\"} 0\n"));
-    assert!(!text.contains("ocl_build_total{"));
 }
 
 #[test]
