@@ -17,7 +17,7 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use strata_builder::error::chain;
+use strata_builder::error::{Class, Classify as _, chain};
 use tracing::{debug, info};
 
 use crate::api::{
@@ -306,12 +306,15 @@ where
     let is_ours = owners(object)
         .iter()
         .any(|uid| owners(&found).contains(uid));
-    if is_ours {
+    let is_content = matches!(kind, "ConfigMap" | "Secret");
+    // an earlier pass was stopped before the Job, and what it had read was changed since
+    let is_old = is_ours && is_content && content(object) != content(&found);
+    if is_ours && !is_old {
         debug!(object = object_name(), step, "is there already");
         return Ok(());
     }
     if found.meta().deletion_timestamp.is_none()
-        && matches!(kind, "ConfigMap" | "Secret")
+        && is_content
         && found
             .owner_references()
             .iter()
@@ -332,6 +335,12 @@ where
         step,
         object: object_name(),
     })
+}
+
+/// What a ConfigMap or Secret holds.
+fn content(object: &impl Serialize) -> [Option<Value>; 2] {
+    let document = serde_json::to_value(object).unwrap_or_default();
+    ["data", "binaryData"].map(|key| document.get(key).cloned())
 }
 
 /// Deletes what was observed; that it is gone, or that another has its name by now, is success.
@@ -406,7 +415,7 @@ async fn delete_image(
             context.recorder.publish(&root.reference(), &notice).await;
             Ok(())
         }
-        Err(error) if error.is_refused_deletion() => {
+        Err(error) if error.class() != Class::Transient => {
             context.metrics.image_deletion(Deletion::Refused);
             let told = format!(
                 "{image} stays in the registry, which does not delete it: {}; grant the right to delete to the credentials in secret {push_secret}, or delete it by hand",

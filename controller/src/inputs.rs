@@ -117,6 +117,16 @@ pub enum InputError {
         #[source]
         source: InvalidReference,
     },
+    /// An image by its tag alone.
+    #[error(
+        "{object} is {image}, which has no digest: name the image as REPOSITORY@sha256:…, since what a tag names may change during a build"
+    )]
+    NoDigest {
+        /// Kind, name and field.
+        object: String,
+        /// The image.
+        image: String,
+    },
     /// A name too long for what is made from it.
     #[error("{object} has {length} characters; at most {limit} leave room for what is added to it")]
     TooLong {
@@ -137,6 +147,18 @@ pub enum InputError {
         /// Joined by commas.
         architectures: String,
     },
+    /// A Containerfile for an architecture that can't be built for.
+    #[error(
+        "MachineOSConfig {os_config} has a Containerfile for {architecture} in spec.containerFile, but builds are for {ours} only here"
+    )]
+    OtherArchitecture {
+        /// The MachineOSConfig.
+        os_config: String,
+        /// Of the Containerfile.
+        architecture: &'static str,
+        /// What is built for.
+        ours: &'static str,
+    },
 }
 
 impl Classify for InputError {
@@ -147,6 +169,8 @@ impl Classify for InputError {
             | InputError::NoAnnotation { .. }
             | InputError::NoField { .. }
             | InputError::Reference { .. }
+            | InputError::NoDigest { .. }
+            | InputError::OtherArchitecture { .. }
             | InputError::TooLong { .. }
             | InputError::Architectures { .. } => Class::CONTENT,
             InputError::Yaml { source, .. } => source.class(),
@@ -245,11 +269,11 @@ impl BuildInputs {
             push: push.repository.tagged(name.as_str()),
             name,
             pool: pool.name_any(),
-            base_image: reference(base, format!("MachineConfig {rendered}, spec.osImageURL"))?,
+            base_image: digested(base, format!("MachineConfig {rendered}, spec.osImageURL"))?,
             extensions_image: spec_field(machine_config.spec.extensions_image.as_deref())
                 .map(|image| {
                     let field = "spec.baseOSExtensionsContainerImage";
-                    reference(image, format!("MachineConfig {rendered}, {field}"))
+                    digested(image, format!("MachineConfig {rendered}, {field}"))
                 })
                 .transpose()?,
             machine_config: machine_config.clone(),
@@ -324,6 +348,17 @@ fn spec_field(text: Option<&str>) -> Option<&str> {
 fn reference(text: &str, object: String) -> Result<Reference, InputError> {
     text.parse()
         .map_err(|source| InputError::Reference { object, source })
+}
+
+fn digested(text: &str, object: String) -> Result<Reference, InputError> {
+    let image = reference(text, object.clone())?;
+    if image.digest.is_none() {
+        return Err(InputError::NoDigest {
+            object,
+            image: text.to_owned(),
+        });
+    }
+    Ok(image)
 }
 
 /// The name that this build has with the incumbent.
@@ -460,14 +495,23 @@ fn spec_document(os_config: &MachineOSConfig) -> Value {
     document
 }
 
-/// The Containerfile for all architectures; without one the only one there is.
+/// The Containerfile for all architectures; without one the only one there is, if it is for ours.
 fn chosen(os_config: &MachineOSConfig) -> Result<Option<OsContainerfile>, InputError> {
     let files = os_config.spec.container_file.as_deref().unwrap_or_default();
+    let ours = ContainerfileArch::OURS;
     let for_all = files
         .iter()
         .find(|file| file.containerfile_arch == ContainerfileArch::NoArch);
     match (for_all, files) {
-        (Some(file), _) | (None, [file]) => Ok(Some(file.clone())),
+        (Some(file), _) => Ok(Some(file.clone())),
+        (None, [file]) if file.containerfile_arch.node_label() == ours.node_label() => {
+            Ok(Some(file.clone()))
+        }
+        (None, [file]) => Err(InputError::OtherArchitecture {
+            os_config: os_config.name_any(),
+            architecture: file.containerfile_arch.as_str(),
+            ours: ours.as_str(),
+        }),
         (None, []) => Ok(None),
         (None, [_, ..]) => Err(InputError::Architectures {
             os_config: os_config.name_any(),

@@ -15,6 +15,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use strata_builder::error::{Class, Classify, chain};
 use strata_builder::reference::Reference;
+use strata_builder::registry::Registry;
 use tracing::{info, warn};
 
 use crate::api::FIELD_MANAGER;
@@ -22,6 +23,7 @@ use crate::context::Context;
 use crate::error::{class_of, code};
 use crate::live::Live as _;
 use crate::metrics::Deletion;
+use crate::registries::RegistriesError;
 
 /// The ConfigMap.
 pub const LEDGER_NAME: &str = "strata-image-ledger";
@@ -184,14 +186,18 @@ impl Ledger {
     }
 }
 
+/// Why images stay for now, by image: so that it is told once.
+pub type Told = BTreeMap<String, String>;
+
 /// Deletes every image of the ledger that nothing needs any more; whether some entries are left that the next pass may delete without any change
 /// in the cluster.
 ///
 /// # Errors
 ///
 /// Of the apiserver; what a registry says is told and tried again with the next pass.
-pub async fn drain(context: &Context) -> Result<bool, crate::error::Error> {
+pub async fn drain(context: &Context, told: &mut Told) -> Result<bool, crate::error::Error> {
     let entries = context.ledger.entries().await?;
+    let before = std::mem::take(told);
     let mut unfinished = false;
     let mut left = 0;
     for entry in entries {
@@ -224,12 +230,15 @@ pub async fn drain(context: &Context) -> Result<bool, crate::error::Error> {
                 context.metrics.image_deletion(Deletion::Failed);
                 left += 1;
                 unfinished = true;
-                warn!(
-                    image = entry.image,
-                    os_build = entry.os_build,
-                    error = why,
-                    "an image can't be deleted for now"
-                );
+                if before.get(&entry.image) != Some(&why) {
+                    warn!(
+                        image = entry.image,
+                        os_build = entry.os_build,
+                        error = why,
+                        "an image can't be deleted for now"
+                    );
+                }
+                told.insert(entry.image, why);
             }
         }
     }
@@ -255,17 +264,45 @@ async fn delete(
     if context.users().await?.of(digest, None).is_some() {
         return Ok(Drained::InUse);
     }
-    let registry = match context.registries.open(&entry.push_secret).await {
+    let registry = match open(context, entry, image).await {
         Ok(registry) => registry,
         Err(error) => return Ok(Drained::Later(chain(&error))),
     };
     Ok(
         match registry.delete_manifest(&image.repository, digest).await {
             Ok(()) => Drained::Gone,
-            Err(error) if error.is_refused_deletion() => Drained::Refused(chain(&error)),
+            Err(error) if error.class() != Class::Transient => Drained::Refused(chain(&error)),
             Err(error) => Drained::Later(chain(&error)),
         },
     )
+}
+
+/// With the entry's Secret; if that went with its config, with one that another config pushes to the same registry with.
+async fn open(
+    context: &Context,
+    entry: &Entry,
+    image: &Reference,
+) -> Result<Registry, RegistriesError> {
+    let gone = match context.registries.open(&entry.push_secret).await {
+        Err(error @ RegistriesError::NoSecret(_)) => error,
+        opened => return opened,
+    };
+    for os_config in context.cache.os_configs.store.state() {
+        let spec = &os_config.spec;
+        let pushes_there = spec
+            .rendered_image_push_spec
+            .parse::<Reference>()
+            .is_ok_and(|push| push.repository.host() == image.repository.host());
+        if pushes_there
+            && let Ok(registry) = context
+                .registries
+                .open(&spec.rendered_image_push_secret.name)
+                .await
+        {
+            return Ok(registry);
+        }
+    }
+    Err(gone)
 }
 
 #[cfg(test)]

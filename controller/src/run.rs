@@ -331,6 +331,7 @@ fn key(kind: Kind, name: &str) -> String {
 /// Deletes images of the ledger whenever one may have become unneeded.
 async fn drain(context: &Context, shutdown: &CancellationToken) {
     let mut round = LEDGER_PAUSE;
+    let mut told = ledger::Told::new();
     loop {
         tokio::select! {
             () = context.unneeded.notified() => {}
@@ -338,7 +339,7 @@ async fn drain(context: &Context, shutdown: &CancellationToken) {
             () = shutdown.cancelled() => return,
         }
         let begin = Instant::now();
-        round = match ledger::drain(context).await {
+        round = match ledger::drain(context, &mut told).await {
             Ok(false) => LEDGER_ROUND,
             Ok(true) => LEDGER_RETRY,
             Err(error) => {

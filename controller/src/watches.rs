@@ -127,7 +127,7 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
     let (config_maps, config_map_keeper) = kept(owned_groups);
     let (secrets, secret_keeper) = kept(owned_groups);
     let (_, pod_keeper) = kept::<Meta<Pod>>(ungrouped);
-    let (_, node_keeper) = kept::<Meta<Node>>(ungrouped);
+    let (nodes, node_keeper) = kept::<Meta<Node>>(ungrouped);
     let cache = Cache {
         os_configs,
         os_builds,
@@ -198,15 +198,22 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
     let (_, queue) = each();
     let mut images: HashMap<String, [Option<String>; 2]> = HashMap::new();
     watching.everywhere(node_keeper, keep_images, move |node| {
-        let named = [
-            annotation::NODE_CURRENT_IMAGE,
-            annotation::NODE_DESIRED_IMAGE,
-        ]
-        .map(|key| node.annotations().get(key).cloned());
+        let name = node.name_any();
+        let named = nodes.get(&name).map(|node| {
+            [
+                annotation::NODE_CURRENT_IMAGE,
+                annotation::NODE_DESIRED_IMAGE,
+            ]
+            .map(|key| node.annotations().get(key).cloned())
+        });
         // a node's heartbeat concerns nobody
-        if images.insert(node.name_any(), named.clone()) != Some(named) {
+        if images.get(&name) != named.as_ref() {
             queue.unneeded.notify_one();
         }
+        match named {
+            Some(named) => images.insert(name, named),
+            None => images.remove(&name),
+        };
     });
     cache
 }

@@ -170,16 +170,6 @@ impl RegistryError {
             _ => false,
         }
     }
-
-    /// Whether the registry can't or won't delete: a missing right, or no such function.
-    #[must_use]
-    pub fn is_refused_deletion(&self) -> bool {
-        match self {
-            Self::Refused { status, .. } => matches!(status, 400 | 401 | 403 | 405 | 501),
-            Self::GaveUp { source, .. } => source.is_refused_deletion(),
-            _ => false,
-        }
-    }
 }
 
 impl Classify for RegistryError {

@@ -107,15 +107,26 @@ impl ContainerfileArch {
         }
     }
 
-    /// The value of the node label `kubernetes.io/arch`; none for any architecture.
+    /// What this program, and so the builder that is released with it, is made for.
+    pub const OURS: Self = if cfg!(target_arch = "aarch64") {
+        Self::Arm64
+    } else if cfg!(target_arch = "powerpc64") {
+        Self::Ppc64le
+    } else if cfg!(target_arch = "s390x") {
+        Self::S390x
+    } else {
+        Self::Amd64
+    };
+
+    /// The value of the node label `kubernetes.io/arch` where it is built.
     #[must_use]
-    pub const fn node_label(self) -> Option<&'static str> {
+    pub const fn node_label(self) -> &'static str {
         match self {
-            Self::Arm64 => Some("arm64"),
-            Self::Amd64 => Some("amd64"),
-            Self::Ppc64le => Some("ppc64le"),
-            Self::S390x => Some("s390x"),
-            Self::NoArch => None,
+            Self::Arm64 => "arm64",
+            Self::Amd64 => "amd64",
+            Self::Ppc64le => "ppc64le",
+            Self::S390x => "s390x",
+            Self::NoArch => Self::OURS.node_label(),
         }
     }
 }

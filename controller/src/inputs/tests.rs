@@ -83,7 +83,7 @@ fn the_hashed_text_is_the_incumbents() {
 #[test]
 fn what_cannot_be_built_from_is_named_with_object_and_field() {
     type Change = fn(&mut MachineConfigPool, &mut MachineConfig, &mut MachineOSConfig);
-    let cases: [(Change, &str); 8] = [
+    let cases: [(Change, &str); 10] = [
         (
             |pool, _, _| pool.metadata.name = Some("other".to_owned()),
             "MachineOSConfig worker names the pool worker in spec.machineConfigPool.name, not other",
@@ -106,6 +106,17 @@ fn what_cannot_be_built_from_is_named_with_object_and_field() {
         (
             |_, mc, _| mc.spec.os_image_url = None,
             "MachineConfig rendered-worker-0 has no spec.osImageURL",
+        ),
+        (
+            |_, mc, _| mc.spec.os_image_url = Some("quay.io/org/os:v1".to_owned()),
+            "MachineConfig rendered-worker-0, spec.osImageURL is quay.io/org/os:v1, which has no digest: name the image as REPOSITORY@sha256:…, since what a tag names may change during a build",
+        ),
+        (
+            |_, _, config| {
+                let file = fixtures::containerfile(ContainerfileArch::S390x);
+                config.spec.container_file = Some(vec![file]);
+            },
+            "MachineOSConfig worker has a Containerfile for S390X in spec.containerFile, but builds are for AMD64 only here",
         ),
         (
             |_, _, config| config.spec.rendered_image_push_spec = "quay.io/Org/Repo:x".to_owned(),

@@ -15,6 +15,7 @@ use super::{
     CONTAINER, CONTAINERFILE_KEY, JobSettings, MACHINE_CONFIG_KEY, Resources, TRUST_BUNDLE_KEY,
     labels,
 };
+use crate::api::machine_os_config::ContainerfileArch;
 use crate::api::name;
 use crate::inputs::BuildInputs;
 use crate::secrets::JSON_KEY;
@@ -36,10 +37,8 @@ pub(super) fn template(
     inputs: &BuildInputs,
     settings: &JobSettings,
 ) -> PodTemplateSpec {
-    let arch = inputs
-        .containerfile
-        .as_ref()
-        .and_then(|file| file.containerfile_arch.node_label());
+    let file = inputs.containerfile.as_ref();
+    let arch = file.map_or(ContainerfileArch::NoArch, |file| file.containerfile_arch);
     let (volumes, mounts) = volumes(inputs).into_iter().unzip();
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -54,8 +53,10 @@ pub(super) fn template(
             image_pull_secrets: Some(vec![LocalObjectReference {
                 name: name::pull_secret(inputs.name.as_str()),
             }]),
-            node_selector: arch
-                .map(|arch| BTreeMap::from([("kubernetes.io/arch".to_owned(), arch.to_owned())])),
+            node_selector: Some(BTreeMap::from([(
+                "kubernetes.io/arch".to_owned(),
+                arch.node_label().to_owned(),
+            )])),
             priority_class_name: settings.priority_class.clone(),
             restart_policy: Some("Never".to_owned()),
             service_account_name: Some(settings.service_account.clone()),

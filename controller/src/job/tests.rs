@@ -91,7 +91,7 @@ fn a_plain_build_is_these_objects() {
 fn everything_that_can_be_asked_for_is_in_the_job() {
     let mut inputs = fixtures::inputs();
     inputs.extensions_image = Some("quay.io/org/extensions:v1".parse().unwrap());
-    inputs.containerfile = Some(fixtures::containerfile(ContainerfileArch::Arm64));
+    inputs.containerfile = Some(fixtures::containerfile(ContainerfileArch::Amd64));
     inputs.trust_bundle = Some(BASE64_STANDARD.encode("PEM"));
     inputs.proxy.https_proxy = Some("http://proxy:3128".to_owned());
     inputs.proxy.no_proxy = Some(".cluster.local".to_owned());

@@ -4,13 +4,15 @@
 //! and of one that is being deleted, is read anew: a watch that lags behind our own writes must not start a Job twice
 //! or take a finished one for lost.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt as _};
 use strata_builder::contract::BuildReport;
 use strata_builder::reference::Reference;
 
 use super::prepare::{Preparation, prepare};
-use crate::api::{self, MachineOSBuild, annotation, label, name};
+use crate::api::{self, MachineOSBuild, MachineOSConfig, annotation, label, name};
 use crate::cache::{Kept, Meta};
 use crate::error::Error;
 use crate::job::{JobOutcome, outcome};
@@ -29,6 +31,8 @@ pub struct Observed {
     pub os_build: MachineOSBuild,
     /// Where its Job and the other objects made for it live.
     pub namespace: String,
+    /// Whether its config is there and controls it.
+    pub is_controlled: bool,
     /// The build that its config wants; none if that can't be told, or nobody controls this build any more.
     pub wanted: Option<String>,
     /// Whether and with what it could start; only of a build that has not begun.
@@ -92,7 +96,7 @@ pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option
         ..ended(live, &os_build)
     };
     if os_build.metadata.deletion_timestamp.is_some() {
-        if api::is_guarded(&os_build) && observed.job == JobState::Absent {
+        if api::is_guarded(&os_build) && !matches!(observed.job, JobState::Present(_)) {
             observed.image = image_to_delete(live, &os_build).await;
             if let Answer::Present { digest, .. } = observed.image {
                 let users = live.users().await?;
@@ -101,14 +105,7 @@ pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option
         }
         return Ok(Some(observed));
     }
-    let os_config = live
-        .cache()
-        .os_configs
-        .get(&os_build.spec.machine_os_config.name)
-        .filter(|os_config| {
-            controls(os_config, &os_build) && os_config.metadata.deletion_timestamp.is_none()
-        });
-    let Some(os_config) = os_config else {
+    let Some(os_config) = controller(live, &os_build) else {
         return Ok(Some(observed));
     };
     let (wanted, pool) = live.cache().wanted(&os_config);
@@ -126,6 +123,16 @@ pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option
     }
     observed.image = image_of(live, &observed).await;
     Ok(Some(observed))
+}
+
+/// The config that controls `os_build`.
+fn controller(live: &impl Live, os_build: &MachineOSBuild) -> Option<Arc<MachineOSConfig>> {
+    let os_configs = &live.cache().os_configs;
+    os_configs
+        .get(&os_build.spec.machine_os_config.name)
+        .filter(|os_config| {
+            controls(os_config, os_build) && os_config.metadata.deletion_timestamp.is_none()
+        })
 }
 
 /// A build that has ended, as the watches tell it.
@@ -146,6 +153,7 @@ fn ended(live: &impl Live, os_build: &MachineOSBuild) -> Observed {
             }))
         });
     Observed {
+        is_controlled: controller(live, os_build).is_some(),
         os_build: os_build.clone(),
         namespace: namespace.clone(),
         wanted: None,
@@ -254,7 +262,8 @@ async fn ask(live: &impl Live, os_build: &MachineOSBuild, image: &str, manifest:
     };
     match os_build.annotations().get(annotation::PUSH_SECRET) {
         Some(secret) => live.look(&image, secret, manifest).await,
-        None => Answer::NoAccess(format!(
+        // it does not come back
+        None => Answer::Refused(format!(
             "MachineOSBuild {} has no annotation {}",
             os_build.name_any(),
             annotation::PUSH_SECRET

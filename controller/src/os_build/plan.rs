@@ -7,14 +7,14 @@
 //! | --- | --- | --- | --- |
 //! | deleting-job | deleted, its Job is there | DeleteJob | unchanged |
 //! | deleting-done | deleted; no image, a seeded one, or our part done | RemoveFinalizer | – |
-//! | deleting-retain | deleted, something needs its image | Remember, Tell, RemoveFinalizer | – |
+//! | deleting-retain | deleted, something needs its image, or its registry has failed for long | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-image | deleted, nothing does | DeleteImage, RemoveFinalizer | – |
 //! | deleting-waiting | deleted, the registry can't be asked for now | – | – |
 //! | deleting-refused | deleted, nobody can ask it | Tell, RemoveFinalizer | – |
-//! | guard | not ended, no finalizer | AddFinalizer | unchanged |
+//! | guard | a config controls it, no finalizer | AddFinalizer | unchanged |
 //! | cleanup | ended, objects are left that it no longer needs | delete them | unchanged, for ever |
 //! | settled | ended | – | unchanged, for ever |
-//! | orphaned | no config controls it | – | unchanged |
+//! | orphaned | not ended, no config controls it | – | unchanged |
 //! | superseded | the config wants another build | DeleteJob, Annotate, SetBuildStatus | Interrupted |
 //! | seeded | stands for a pre-built image | SetBuildStatus | Succeeded |
 //! | invalid | what it is made from can't be built | SetBuildStatus, Tell | Failed |
@@ -24,7 +24,7 @@
 //! | running | its Job hasn't ended | SetBuildStatus | Prepared or Building |
 //! | vanished | its Job is gone, the registry has no image of it | SetBuildStatus, Tell | Interrupted |
 //! | failed | its Job failed, the registry has no image of it | SetBuildStatus, Tell | Failed |
-//! | unconfirmed | its Job is complete, the registry has no image of it | SetBuildStatus | Building, then Failed |
+//! | unconfirmed | its Job has ended, the registry doesn't tell an image of it | SetBuildStatus | Building, then Failed |
 //! | succeeded | the registry has its image | Annotate, SetBuildStatus, Tell | Succeeded |
 
 mod deletion;
@@ -66,12 +66,13 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     if let Some(since) = &os_build.metadata.deletion_timestamp {
         return deletion::deleting(observed, now, now.duration_since(since.0));
     }
+    // the incumbent's builds have none; an image that no config asked for is not ours to delete
+    if observed.is_controlled && !api::is_guarded(os_build) {
+        return Plan::new("guard", vec![Step::AddFinalizer]);
+    }
     let phase = Phase::of_build(os_build);
     if phase.is_terminal() {
         return ended(observed, phase);
-    }
-    if !api::is_guarded(os_build) {
-        return Plan::new("guard", vec![Step::AddFinalizer]);
     }
     let Some(wanted) = &observed.wanted else {
         return unwanted(observed, now);
@@ -248,6 +249,11 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
         Some(JobOutcome::Failed { message, report }) => match confirmed(observed) {
             // its pod was lost after the push
             Some(digest) if report.is_none() => succeeded(observed, digest, None, now),
+            None if let Answer::Unknown(why) = &observed.image => {
+                let detail = format!("its Job failed, whether after the push isn't known: {why}");
+                let steps = say(observed, Phase::Building, Some(&detail), now);
+                Plan::new("unconfirmed", steps).again_after(ASK_AGAIN)
+            }
             _ => fail(observed, "failed", message, now),
         },
     };

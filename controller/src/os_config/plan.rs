@@ -43,6 +43,8 @@ use crate::wanted::Wanted;
 
 /// Whether the newest content is built; ours, since the incumbent's objects don't say.
 const READY: &str = "Ready";
+/// The reason of [`READY`] when spec or pool must be changed.
+const INVALID: &str = "Invalid";
 /// The incumbent's condition of a config that was given an image to start with.
 const SEEDED: &str = "Seeded";
 
@@ -96,10 +98,15 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         adopt,
         again,
     } = decide(observed);
+    let refusal = ready
+        .as_ref()
+        .filter(|ready| ready.reason == INVALID)
+        .map(|ready| Notice::new(Reason::ConfigReconcileFailed, &ready.message));
     if let Some(status) = status(observed, ready, adopt, now) {
         // what is said of a build comes before what makes it unneeded, and after what makes it exist
         let at = if adopt.is_some() { 0 } else { steps.len() };
         steps.insert(at, Step::SetConfigStatus(Box::new(status)));
+        steps.extend(refusal.map(Step::Tell));
     }
     let plan = Plan::new(rule, steps);
     match again {
@@ -130,7 +137,7 @@ fn decide(observed: &Observed) -> Decision<'_> {
         return Decision::new("guard", vec![Step::AddFinalizer]);
     }
     let inputs = match wanted {
-        Wanted::Invalid(why) => return Decision::new("invalid", Vec::new()).saying("Invalid", why),
+        Wanted::Invalid(why) => return Decision::new("invalid", Vec::new()).saying(INVALID, why),
         Wanted::Waiting(what) => {
             return Decision::new("waiting", Vec::new()).saying("Waiting", what);
         }
@@ -178,7 +185,7 @@ fn create<'a>(observed: &'a Observed, inputs: &BuildInputs) -> Decision<'a> {
                 "annotation {}: {image:?} is no image with a digest (REPOSITORY@sha256:…)",
                 annotation::PRE_BUILT_IMAGE
             );
-            return Decision::new("invalid", Vec::new()).saying("Invalid", message);
+            return Decision::new("invalid", Vec::new()).saying(INVALID, message);
         }
         let os_build = seeded_build(inputs, os_config, image);
         return Decision::new("seed", vec![Step::CreateBuild(Box::new(os_build))]).saying(

@@ -17,7 +17,7 @@ use crate::registries::Answer;
 /// Whoever removes a config removes its secrets too, in any order: this long a credential may still come back.
 const CREDENTIAL_LIMIT: SignedDuration = SignedDuration::from_secs(30);
 
-/// A registry that is away this long isn't waited for with the object; the ledger goes on.
+/// A registry that is away, or fails to delete, this long isn't waited for with the object; the ledger goes on.
 const OUTAGE_LIMIT: SignedDuration = SignedDuration::from_secs(300);
 
 /// The plan of a build that was deleted `since` ago.
@@ -53,7 +53,7 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
         Answer::NotAsked | Answer::Absent => {
             Plan::new("deleting-done", vec![Step::RemoveFinalizer])
         }
-        Answer::Present { digest, .. } => present(observed, *digest, now),
+        Answer::Present { digest, .. } => present(observed, *digest, now, since),
         Answer::Refused(why) => refused(why),
         Answer::NoAccess(why) if since >= CREDENTIAL_LIMIT => refused(why),
         Answer::Unknown(why) if since >= OUTAGE_LIMIT => {
@@ -73,7 +73,7 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
 }
 
 /// The registry has the image of a build that is being deleted.
-fn present(observed: &Observed, digest: Digest, now: Timestamp) -> Plan {
+fn present(observed: &Observed, digest: Digest, now: Timestamp, since: SignedDuration) -> Plan {
     let os_build = &observed.os_build;
     let image = pushed(os_build, digest);
     let entry = entry(os_build, digest, now);
@@ -92,6 +92,10 @@ fn present(observed: &Observed, digest: Digest, now: Timestamp) -> Plan {
                 ],
             )
         }
+        (None, _, Some(entry)) if since >= OUTAGE_LIMIT => Plan::new(
+            "deleting-retain",
+            vec![Step::Remember(entry), Step::RemoveFinalizer],
+        ),
         (None, Some(image), Some(entry)) => Plan::new(
             "deleting-image",
             vec![

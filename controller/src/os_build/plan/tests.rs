@@ -43,6 +43,7 @@ fn seen(os_build: MachineOSBuild) -> Observed {
     Observed {
         namespace: "ns".to_owned(),
         wanted: Some(os_build.name_any()),
+        is_controlled: true,
         os_build,
         preparation: Preparation::NotAsked,
         job: JobState::Absent,
@@ -277,11 +278,33 @@ fn every_rule_has_its_steps() {
             vec!["remember", "remove-finalizer"],
             None,
         ),
+        (
+            gone(present(None), 600),
+            "deleting-retain",
+            vec!["remember", "remove-finalizer"],
+            None,
+        ),
         // ended
         (
             seen(unguarded(build_in(Initial))),
             "guard",
             vec!["add-finalizer"],
+            None,
+        ),
+        (
+            seen(unguarded(build_in(Succeeded))),
+            "guard",
+            vec!["add-finalizer"],
+            None,
+        ),
+        (
+            Observed {
+                is_controlled: false,
+                wanted: None,
+                ..seen(unguarded(build_in(Succeeded)))
+            },
+            "settled",
+            vec![],
             None,
         ),
         (
@@ -446,6 +469,12 @@ fn every_rule_has_its_steps() {
             "failed",
             vec!["annotate", "set-build-status", "tell"],
             Some(Failed),
+        ),
+        (
+            with_image(Building, failed(None), Answer::Unknown("no".to_owned())),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
         ),
         (
             with_image(Building, failed(None), present(Some("build-uid"))),

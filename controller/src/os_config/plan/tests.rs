@@ -138,7 +138,7 @@ fn every_rule_has_its_steps() {
         (
             with(Wanted::Invalid("no".to_owned()), seen(guarded(), vec![])),
             "invalid",
-            vec!["set-config-status"],
+            vec!["set-config-status", "tell"],
         ),
         (
             with(Wanted::Waiting("no".to_owned()), seen(guarded(), vec![])),
@@ -164,7 +164,7 @@ fn every_rule_has_its_steps() {
         (
             seen(seed(guarded(), "repo:latest"), vec![]),
             "invalid",
-            vec!["set-config-status"],
+            vec!["set-config-status", "tell"],
         ),
         (
             seen(seed(named(), IMAGE), vec![]),
