@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use strata_builder::error::{Class, Classify};
+use strata_builder::error::{Class, Classify, chain};
 use strata_builder::registry::RegistryError;
 
 use crate::ledger::LedgerError;
@@ -91,6 +91,20 @@ impl Error {
             | Error::Registry { .. }
             | Error::InUse { .. }
             | Error::Timeout { .. } => false,
+        }
+    }
+}
+
+impl Error {
+    /// What the apiserver has against a change, if somebody must do something about it: a missing right, a quota, a
+    /// webhook.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Error::Write { source, .. } if class_of(source) != Class::Transient => {
+                Some(chain(self))
+            }
+            _ => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Reads that a pass makes anew, because the watches may lag behind. One request each; nothing is decided here.
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Secret};
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Resource};
@@ -44,6 +44,9 @@ pub trait Live: Sync {
 
     /// The pods of the Job with this UID.
     fn pods(&self, job_uid: &str) -> impl Read<Vec<Pod>>;
+
+    /// Why no pod could be made for the Job with this UID, as its controller told last.
+    fn refused_pod(&self, job_uid: &str) -> impl Read<Option<String>>;
 
     /// The MachineConfig of this name, whole.
     fn machine_config(&self, name: &str) -> impl Read<Option<MachineConfig>>;
@@ -108,6 +111,20 @@ impl Live for Context {
     async fn pods(&self, job_uid: &str) -> Result<Vec<Pod>, Error> {
         let selector = format!("batch.kubernetes.io/controller-uid={job_uid}");
         list(&self.namespaced(), "Pods", Some(&selector)).await
+    }
+
+    async fn refused_pod(&self, job_uid: &str) -> Result<Option<String>, Error> {
+        let events: Api<Event> = self.namespaced();
+        let selector = format!("involvedObject.uid={job_uid},reason=FailedCreate");
+        let events = events
+            .list(&ListParams::default().fields(&selector))
+            .await
+            .map_err(failed(|| format!("Events with {selector}")))?;
+        let newest = events
+            .items
+            .into_iter()
+            .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
+        Ok(newest.and_then(|event| event.message))
     }
 
     async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {

@@ -40,11 +40,22 @@ pub async fn reconcile(
     let plan = plan::plan(&observed, Timestamp::now());
     let ended = ended_by(&plan, &observed.os_build);
     let root = Root::of_build(&observed.os_build);
-    let again = apply::perform(&context, Kind::OsBuild, root, plan).await?;
-    if let Some(phase) = ended {
-        count_end(&context, &observed.os_build, phase);
+    let done = apply::perform(&context, Kind::OsBuild, root.clone(), plan).await;
+    match &done {
+        Ok(_) => {
+            if let Some(phase) = ended {
+                count_end(&context, &observed.os_build, phase);
+            }
+        }
+        Err(error) => {
+            if let Some(why) = error.refusal()
+                && let Some(plan) = plan::refused(&observed, &why, Timestamp::now())
+            {
+                apply::perform(&context, Kind::OsBuild, root, plan).await?;
+            }
+        }
     }
-    Ok(again)
+    done
 }
 
 /// The state in which `plan` ends the build.

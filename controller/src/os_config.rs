@@ -43,7 +43,14 @@ pub async fn reconcile(
     };
     let plan = plan::plan(&observed, Timestamp::now());
     let root = Root::of_config(&observed.os_config);
-    apply::perform(&context, Kind::OsConfig, root, plan).await
+    let done = apply::perform(&context, Kind::OsConfig, root.clone(), plan).await;
+    if let Err(error) = &done
+        && let Some(why) = error.refusal()
+        && let Some(plan) = plan::refused(&observed, &why, Timestamp::now())
+    {
+        apply::perform(&context, Kind::OsConfig, root, plan).await?;
+    }
+    done
 }
 
 /// Whether `os_config` controls `os_build`.

@@ -201,11 +201,20 @@ async fn job(live: &impl Live, os_build: &MachineOSBuild) -> Result<JobState, Er
         return Ok(JobState::Foreign);
     }
     let pods = live.pods(&job.uid().unwrap_or_default()).await?;
+    let mut outcome = outcome(&job, &pods);
+    if let JobOutcome::Prepared { waiting } = &mut outcome
+        && waiting.is_none()
+    {
+        *waiting = live
+            .refused_pod(&job.uid().unwrap_or_default())
+            .await?
+            .map(|why| format!("its Job can't make a pod: {why}"));
+    }
     Ok(JobState::Present(Box::new(JobSeen {
         target: Target::of(&job),
         is_going: job.metadata.deletion_timestamp.is_some(),
         created: job.creation_timestamp().map(|time| time.0),
-        outcome: Some(outcome(&job, &pods)),
+        outcome: Some(outcome),
     })))
 }
 

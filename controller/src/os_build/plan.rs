@@ -20,6 +20,7 @@
 //! | invalid | what it is made from can't be built | SetBuildStatus, Tell | Failed |
 //! | blocked | its pool isn't well | SetBuildStatus | Initial |
 //! | waiting | something is missing | SetBuildStatus, Tell | Initial |
+//! | refused | the apiserver refused what `start` makes | SetBuildStatus, Tell | Initial |
 //! | start | all is there | Annotate, CreateObjects, SetBuildStatus, Tell | Prepared |
 //! | running | its Job hasn't ended | SetBuildStatus | Prepared or Building |
 //! | vanished | its Job is gone, the registry has no image of it | SetBuildStatus, Tell | Interrupted |
@@ -59,6 +60,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Until the next look at what keeps a build from starting, besides at every change: not everything is watched.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// Until the next look at a Job that has no pod, besides at every change.
+const LOOK_FOR_POD: Duration = Duration::from_secs(5);
+
 /// The plan for what was observed at `now`.
 #[must_use]
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
@@ -84,6 +88,15 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         return seeded(os_build, now);
     }
     following(observed, now)
+}
+
+/// The plan when the apiserver has refused what [`plan`] would make: a build that could not begin says why.
+#[must_use]
+pub fn refused(observed: &Observed, why: &str, now: Timestamp) -> Option<Plan> {
+    let os_build = &observed.os_build;
+    let begins = os_build.metadata.deletion_timestamp.is_none()
+        && Phase::of_build(os_build) == Phase::Initial;
+    begins.then(|| waiting(observed, "refused", why, now))
 }
 
 /// It isn't known which build is wanted: what runs goes on, nothing is begun.
@@ -230,7 +243,9 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
                 Phase::Building => Phase::Building,
                 _ => Phase::Prepared,
             };
-            Plan::new("running", say(observed, phase, waiting.as_deref(), now))
+            let steps = say(observed, phase, waiting.as_deref(), now);
+            // no watch tells why its pod isn't made
+            Plan::new("running", steps).again_after(LOOK_FOR_POD)
         }
         Some(JobOutcome::Building { progress }) => {
             let mut steps = say(observed, Phase::Building, progress.as_deref(), now);

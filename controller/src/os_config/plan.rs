@@ -11,6 +11,7 @@
 //! | waiting | pool or rendered MachineConfig absent | – |
 //! | rebuild-requested | rebuild annotation, the wanted build exists | DeleteBuild |
 //! | seed | pre-built annotation, nothing built before | CreateBuild that stands for the image |
+//! | refused | the apiserver refused what a rule makes | Tell |
 //! | create | the wanted build is absent | Annotate (its name, no rebuild), CreateBuild |
 //! | replaced | the wanted build is being deleted | – |
 //! | restart | the wanted build was superseded earlier | DeleteBuild |
@@ -113,6 +114,23 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         Some(delay) => plan.again_after(delay),
         None => plan,
     }
+}
+
+/// The plan when the apiserver has refused what [`plan`] would make.
+#[must_use]
+pub fn refused(observed: &Observed, why: &str, now: Timestamp) -> Option<Plan> {
+    if observed.os_config.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let ready = Ready {
+        holds: false,
+        reason: "Refused",
+        message: why.to_owned(),
+    };
+    let status = status(observed, Some(ready), None, now)?;
+    let notice = Notice::new(Reason::ConfigReconcileFailed, why);
+    let steps = vec![Step::SetConfigStatus(Box::new(status)), Step::Tell(notice)];
+    Some(Plan::new("refused", steps))
 }
 
 fn decide(observed: &Observed) -> Decision<'_> {

@@ -535,7 +535,31 @@ fn every_rule_has_its_steps() {
         assert_eq!(told(&plan), (rule, steps, phase), "{observed:#?}");
         rules.insert(rule);
     }
+    rules.extend(refused(&seen(os_build()), "no", now()).map(|plan| plan.rule));
     assert_eq!(rules, documented_rules(include_str!("../plan.rs")));
+}
+
+#[test]
+fn what_the_apiserver_refuses_is_said_once_on_a_build_that_has_not_begun() {
+    let first = refused(&seen(os_build()), "exceeded quota", now()).unwrap();
+    assert_eq!(
+        told(&first),
+        (
+            "refused",
+            vec!["set-build-status", "tell"],
+            Some(Phase::Initial)
+        )
+    );
+    let Some(Step::SetBuildStatus(status)) = first.steps.first() else {
+        panic!("{first:?}");
+    };
+    let mut again = os_build();
+    again.status = Some(status.as_ref().clone());
+    let again = refused(&seen(again), "exceeded quota", now()).unwrap();
+    assert_eq!(again.steps, []);
+    for phase in [Phase::Prepared, Phase::Building, Phase::Succeeded] {
+        assert_eq!(refused(&seen(build_in(phase)), "no", now()), None);
+    }
 }
 
 #[test]
