@@ -3,16 +3,13 @@
 SHELL := /bin/bash
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*##  */\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do printf '  make %-8s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*##  */\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do printf '  make %-12s %s\n' "$$target" "$$what"; done
 
 demo:            ## from a MachineOSConfig to an operating-system image, to look at
 	@e2e/demo/run
 
 check:           ## formatting, lints, unit and property tests; no cluster
-	@e2e/setup check
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo test --locked -p strata-builder -p strata-controller
+	@e2e/test check
 
 test:            ## everything: check, then the scenarios on the test cluster
 	@e2e/test
@@ -21,15 +18,20 @@ up:              ## the test cluster (e2e/cluster), built first if it isn't
 	@e2e/setup cluster
 	@e2e/cluster/up.sh
 
-images:          ## our two images, into REGISTRY with TAG, or else into the test cluster's
+images: $(if $(REGISTRY),,up) ## our two images, into REGISTRY with TAG, or else into the test cluster's
 	@REGISTRY='$(REGISTRY)' TAG='$(TAG)' e2e/images
 
-install: up images ## Strata, as it is here, on the test cluster
+install: up      ## Strata, as it is here, on the test cluster
+	@REGISTRY= e2e/images
 	@KUBECONFIG= e2e/install
 
-scenario: install ## one file of e2e/tests on the test cluster: NAME=build
-	cargo test --locked -p strata-e2e --test $(NAME) --no-run
-	e2e/cluster/exec cargo test --locked --offline -p strata-e2e --test $(NAME)
+scenario: install ## one file of e2e/tests on the test cluster (NAME=build), or all
+	cargo test --locked -p strata-e2e $(addprefix --test ,$(NAME)) --no-run
+	e2e/cluster/exec cargo test --locked --offline -p strata-e2e $(addprefix --test ,$(NAME))
+
+differential:    ## what buildah and strata-builder make of e2e/differential/contexts, compared
+	@e2e/setup differential
+	@e2e/differential/run e2e/differential/contexts
 
 kubectl:         ## on the test cluster: ARGS='get pods -A'
 	@e2e/cluster/kubectl $(ARGS)
@@ -40,11 +42,12 @@ status:          ## which programs of the test cluster run
 down:            ## ends the test cluster and removes its state
 	@e2e/cluster/down.sh
 
-crds:            ## deploy/crds again from the Rust types
+crds:            ## deploy/crds and deploy/crds-foreign again from the Rust types
+	@e2e/setup images
 	cargo crds --out deploy/crds
 
 clean: down      ## removes what was built in this checkout; the cache stays
 	cargo clean
 	rm -rf .strata
 
-.PHONY: help demo check test up images install scenario kubectl status down crds clean
+.PHONY: help demo check test up images install scenario differential kubectl status down crds clean
