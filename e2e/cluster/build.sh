@@ -69,13 +69,18 @@ build() {
   if [ ! -d "$whole" ]; then
     start=$(now); say "building $(describe "$name") …"
     rm -rf "$cache/.$name."*; temporary=$(mktemp -d "$cache/.$name.XXXXXX"); chmod 755 "$temporary"
-    # a subshell of its own process: set -e holds in it, which it doesn't inside a condition
-    (set -e; "make_${name//-/_}" "$temporary") > "$cache/$name.log" 2>&1 < /dev/null &
-    wait $! || { tail -n 30 "$cache/$name.log" >&2; fail "building $name failed; the whole log is $cache/$name.log"; }
+    # a subshell of its own: set -e holds in it, which it doesn't inside a condition. A process group of its own: it ends whole when this script is stopped,
+    # while mere background jobs would ignore Ctrl-C
+    set -m; (set -e; "make_${name//-/_}" "$temporary") > "$cache/$name.log" 2>&1 < /dev/null {lock}>&- & child=$!; set +m
+    wait $child || { tail -n 30 "$cache/$name.log" >&2; fail "building $name failed; the whole log is $cache/$name.log"; }
+    child=
     mv -T "$temporary" "$whole"; say "built $name in $(took "$start")"
   fi
   exec {lock}>&-
 }
 
+child=
+trap '[ -z "$child" ] || { kill -- "-$child"; wait "$child"; } 2> /dev/null || true' EXIT
+trap 'exit 130' INT; trap 'exit 143' TERM
 [ $# -gt 0 ] || set -- kubernetes runtime images rpms ostree-container base
 for name; do build "$name"; done

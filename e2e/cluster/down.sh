@@ -6,7 +6,8 @@ start=$(now)
 if [ -d "$processes" ]; then
   # all that ever ran in the node is in its cgroups, whoever remembers it
   for _ in $(seq 200); do
-    pids=$(find "$processes" -name cgroup.procs -exec cat {} + 2> /dev/null | sort -un)
+    # groups vanish while they are listed
+    pids=$({ find "$processes" -name cgroup.procs -exec cat {} + 2> /dev/null || true; } | sort -un)
     [ -n "$pids" ] || break
     kill -KILL $pids 2> /dev/null || true; sleep 0.05
   done

@@ -7,7 +7,7 @@ hostname node1
 
 # a fresh sysfs shows this network namespace's devices; the cgroup file systems show this cgroup namespace's part
 mounted=(/sys/fs/cgroup/*/)
-options() { findmnt -no FS-OPTIONS "$1" | tr , '\n' | grep -vxE 'rw|ro|relatime|seclabel|xattr|clone_children|release_agent=.*' | paste -sd,; }
+options() { findmnt -no FS-OPTIONS "$1" | tr , '\n' | sed -E '/^(rw|ro|relatime|seclabel|xattr|clone_children|release_agent=.*)$/d' | paste -sd,; }
 if [ "$cgroup_version" = 1 ]; then
   declare -A hierarchy=()
   for folder in "${mounted[@]%/}"; do

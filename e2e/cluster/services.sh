@@ -44,7 +44,8 @@ start() {
 stop() {
   local pid; runs "$1" || return 0
   pid=$(cat "$state/run/$1.pid")
-  kill -s "${2:-TERM}" $(cat "/proc/$pid/task/$pid/children")
+  # none, if it ends by itself just now
+  kill -s "${2:-TERM}" $(cat "/proc/$pid/task/$pid/children" 2> /dev/null) 2> /dev/null || true
   for _ in $(seq 200); do runs "$1" || return 0; sleep 0.05; done
   fail "$1 doesn't end"
 }
