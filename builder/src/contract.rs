@@ -18,6 +18,17 @@ pub const REPORT_VERSION: u32 = 1;
 /// and a controller whose pod is gone, accept the build's tag only with this value.
 pub const BUILD_UID_ANNOTATION: &str = "strata.image-mode.dev/build-uid";
 
+/// Annotation on the manifest under [`steps_tag`]: the UID of the unfinished build whose layers it notes.
+pub const STEPS_OF_ANNOTATION: &str = "strata.image-mode.dev/steps-of";
+
+/// The tag beside a build's own one under which its layers are noted while it runs, for another attempt of it. None if it would be longer than
+/// the 128 characters of a tag.
+#[must_use]
+pub fn steps_tag(tag: &str) -> Option<String> {
+    let tag = format!("{tag}-strata-steps");
+    (tag.len() <= 128).then_some(tag)
+}
+
 /// What a build came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

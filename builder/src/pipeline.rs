@@ -16,34 +16,37 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::task::JoinHandle;
-
 use crate::containerfile::Containerfile;
-use crate::containerfile::graph::{self, BuildGraph, PlanError, PlanOptions, Platform, StageBase};
+use crate::containerfile::graph::{self, BuildGraph, PlanError, PlanOptions, Platform};
 use crate::containerfile::parse::{self, ParseError};
 use crate::contract::{
     BUILD_UID_ANNOTATION, BuildReport, FailedStep, Failure, Outcome, PhaseTime, REPORT_VERSION,
 };
 use crate::error::{Class, Classify, chain};
-use crate::image::{Descriptor, Image, ImageError, LAYER_MEDIA_TYPE};
-use crate::layer::{LayerDescriptor, LayerError, LayerOptions};
+use crate::image::{Image, ImageError};
+use crate::layer::{LayerError, LayerOptions};
 use crate::overlay::OverlayError;
-use crate::progress::{Event, Progress, millis};
-use crate::pull::{PullError, ResolvedImage, unpack_image};
+use crate::progress::{Event, Progress, StepNumber, millis};
+use crate::pull::{PullError, ResolvedImage, layer_directory, unpack_image, unpack_layers};
 use crate::reference::{InvalidReference, Reference};
 use crate::registry::{Registry, RegistryError};
 use crate::sandbox::Entered;
 use crate::store::StoreError;
-use crate::unpack::UnpackError;
-use bases::{Name, Outside};
-use stage::{Change, Pulling, Stages, StepError};
+use attempt::{Done, Left, Note, inputs};
+use bases::{Name, Outside, lowest_base};
+use layers::Layers;
+use stage::{Change, Earlier, Pulling, Stages, StepError};
 use target::Target;
+use todo::{Position, Todo, ancestors};
 
+mod attempt;
 pub mod bases;
 mod check;
+mod layers;
 pub mod report;
 pub mod stage;
 pub mod target;
+pub mod todo;
 mod triggers;
 
 /// All that decides a build.
@@ -272,19 +275,56 @@ async fn run(
     phases: &mut Phases,
 ) -> Result<Outcome, BuildError> {
     phases.begin("plan");
-    let mut file = read_file(spec)?;
-    let mut graph = plan(spec, &file)?;
-    if let Some(uid) = &spec.build_uid
-        && let Some(outcome) = spec.push.earlier_attempt(uid, &spec.architecture).await?
-    {
-        if let Outcome::Pushed { digest, .. } = outcome {
-            progress.tell(&Event::AlreadyThere {
-                target: spec.push.name(),
-                digest,
-            });
+    let file = read_file(spec)?;
+    let graph = plan(spec, &file)?;
+    let note = Note::of(spec).map(Arc::new);
+    let earlier = match &spec.build_uid {
+        Some(uid) => spec.push.earlier_attempt(uid, &spec.architecture).await?,
+        None => None,
+    };
+    let result = match earlier {
+        Some(outcome) => {
+            if let Outcome::Pushed { digest, .. } = outcome {
+                progress.tell(&Event::AlreadyThere {
+                    target: spec.push.name(),
+                    digest,
+                });
+            }
+            Ok(outcome)
         }
-        return Ok(outcome);
+        None => {
+            attempt(
+                spec,
+                entered,
+                progress,
+                phases,
+                (file, graph),
+                note.as_ref(),
+            )
+            .await
+        }
+    };
+    if let Some(note) = note {
+        match &result {
+            Ok(Outcome::Pushed {
+                already_there: false,
+                ..
+            }) => note.delete().await,
+            Err(error) if error.class() == Class::Transient => {}
+            Ok(_) | Err(_) => note.find_and_delete().await,
+        }
     }
+    result
+}
+
+async fn attempt(
+    spec: &BuildSpec,
+    entered: Entered,
+    progress: &Arc<Progress>,
+    phases: &mut Phases,
+    (mut file, mut graph): (Containerfile, BuildGraph),
+    note: Option<&Arc<Note>>,
+) -> Result<Outcome, BuildError> {
     let mut outside = Outside::default();
     let mut triggered = BTreeSet::new();
     loop {
@@ -299,34 +339,68 @@ async fn run(
     }
     let base = base_of_target(&graph, &outside)?;
     let base_layers = tokio::spawn(ensure_base(spec.push.clone(), base, Arc::clone(progress)));
-    let pulls = start_pulls(spec, &file, &graph, &outside, entered, progress);
+    let inputs = tokio::task::block_in_place(|| match note {
+        Some(_) => inputs(spec, &outside).map(Some),
+        None => Ok(None),
+    })?;
+    let note = note.cloned().zip(inputs);
+    let left = match &note {
+        Some((note, inputs)) => note.find(*inputs).await?,
+        None => None,
+    };
+    let done = left.as_ref().and_then(|left| left.layers.last());
+    let todo = Todo::after(&graph, done.map(|done| done.after));
+    let planned = stage::Plan {
+        spec,
+        file: &file,
+        graph: &graph,
+        outside: &outside,
+        todo: &todo,
+    };
+    let pulls = start_pulls(planned, entered, progress);
+    let needs_files = |index| todo.needs_files(&file, &graph, index);
+    let (done, earlier) = match left {
+        Some(left) => {
+            tell_where(&graph, &left, progress);
+            go_on(
+                spec,
+                left,
+                (0..graph.stages.len()).any(needs_files),
+                entered,
+            )
+        }
+        None => (Vec::new(), Earlier::default()),
+    };
+    let sent_before = done.len();
 
     phases.begin("steps");
-    let mut stages = Stages::new(spec, &file, &graph, &outside, pulls, entered, progress);
-    let ancestors = ancestors(&graph);
-    let mut layers = Vec::new();
+    let mut stages = Stages::new(planned, earlier, pulls, entered, progress);
+    let ancestors = ancestors(&graph, graph.target);
+    let layers = Layers::after(done, note);
     for index in 0..graph.stages.len() {
         let in_image = ancestors.contains(&index);
         let name = &graph.stages[index].name;
         let mut on_change = |change: Change| {
             if in_image {
-                layers.push(start_layer(spec, name, change, progress));
+                layers.start(spec, name, change, progress);
             }
         };
         // Blocks this thread only; uploads go on in the runtime's own.
-        tokio::task::block_in_place(|| stages.build(index, &mut on_change))?;
+        let built = tokio::task::block_in_place(|| stages.build(index, &mut on_change));
+        if let Err(error) = built {
+            layers.abandon().await;
+            return Err(error);
+        }
     }
     phases.begin("layers");
     let mut image = base_image(&graph, &outside)?;
     image.config = stages.image_of(graph.target).unwrap_or_default();
     let mut sent_bytes = 0;
-    for layer in layers {
-        let layer = layer.await??;
-        sent_bytes += layer.size_bytes;
-        image.add_layer(
-            Descriptor::new(LAYER_MEDIA_TYPE, layer.digest, layer.size_bytes),
-            layer.diff_id,
-        );
+    for (index, layer) in layers.finish().await?.into_iter().enumerate() {
+        if index >= sent_before {
+            sent_bytes += layer.descriptor.size_bytes;
+        }
+        image.add_layer(layer.descriptor, layer.diff_id);
     }
     phases.begin("push");
     sent_bytes += base_layers.await??;
@@ -390,27 +464,23 @@ fn plan(spec: &BuildSpec, file: &Containerfile) -> Result<BuildGraph, BuildError
 
 /// Begins to fetch the images whose files are needed.
 fn start_pulls(
-    spec: &BuildSpec,
-    file: &Containerfile,
-    graph: &BuildGraph,
-    outside: &Outside,
+    planned: stage::Plan<'_>,
     entered: Entered,
     progress: &Arc<Progress>,
 ) -> BTreeMap<Name, Pulling> {
-    let images = outside.to_unpack(file, graph).into_iter().enumerate();
+    let stage::Plan {
+        spec,
+        file,
+        graph,
+        outside,
+        todo,
+    } = planned;
+    let images = outside.to_unpack(file, graph, todo).into_iter().enumerate();
     let start = |(number, (name, image)): (usize, (Name, ResolvedImage))| {
         let scratch = spec.scratch.join(format!("image-{number}"));
         let progress = Arc::clone(progress);
         let running = tokio::spawn(async move {
             let began = Instant::now();
-            std::fs::create_dir_all(&scratch).map_err(|source| PullError::Unpack {
-                digest: image.digest,
-                source: UnpackError::Write {
-                    operation: "create",
-                    path: scratch.clone(),
-                    source,
-                },
-            })?;
             let directories = unpack_image(&image, &scratch, entered.xattrs).await?;
             progress.tell(&Event::Unpacked {
                 digest: image.digest,
@@ -425,6 +495,50 @@ fn start_pulls(
     images.map(start).collect()
 }
 
+/// The layers of an earlier attempt, and their files on their way if any step needs some.
+fn go_on(
+    spec: &BuildSpec,
+    left: Left,
+    needs_files: bool,
+    entered: Entered,
+) -> (Vec<Done>, Earlier) {
+    let Left { layers, image } = left;
+    let scratch = spec.scratch.join("earlier");
+    let directories = layers.iter().enumerate().map(|(index, layer)| {
+        let directory = layer_directory(&scratch, index, layer.descriptor.digest);
+        (layer.after, directory)
+    });
+    let directories = directories.collect();
+    let pulling = needs_files.then(|| {
+        let digest = image.digest;
+        let pull = async move { unpack_layers(&image, &scratch, entered.xattrs).await };
+        (digest, tokio::spawn(pull))
+    });
+    let earlier = Earlier {
+        directories,
+        pulling,
+    };
+    (layers, earlier)
+}
+
+fn tell_where(graph: &BuildGraph, left: &Left, progress: &Progress) {
+    let Some(Position { stage, step }) = left.layers.last().map(|layer| layer.after) else {
+        return;
+    };
+    progress.tell(&Event::GoesOn {
+        number: StepNumber {
+            stage: stage + 1,
+            stages: graph.stages.len(),
+            step,
+            steps: graph
+                .stages
+                .get(stage)
+                .map_or(0, |stage| stage.sources.len()),
+        },
+        layers: left.layers.len(),
+    });
+}
+
 fn read(path: &Path) -> Result<String, BuildError> {
     std::fs::read_to_string(path).map_err(|source| BuildError::ReadFile {
         path: path.to_owned(),
@@ -432,24 +546,12 @@ fn read(path: &Path) -> Result<String, BuildError> {
     })
 }
 
-/// The target and the stages it derives from, lowest first.
-fn ancestors(graph: &BuildGraph) -> Vec<usize> {
-    let mut chain = vec![graph.target];
-    while let Some(StageBase::Stage(parent)) = chain.last().map(|index| &graph.stages[*index].base)
-    {
-        chain.push(*parent);
-    }
-    chain.reverse();
-    chain
-}
-
 /// The image below the target's lowest ancestor; none on scratch.
 fn base_of_target(
     graph: &BuildGraph,
     outside: &Outside,
 ) -> Result<Option<bases::Base>, BuildError> {
-    let lowest = ancestors(graph).first().map(|index| &graph.stages[*index]);
-    match lowest.and_then(Name::of_base) {
+    match lowest_base(graph, graph.target) {
         Some(name) => outside.image(&name).cloned().map(Some),
         None => Ok(None),
     }
@@ -474,29 +576,6 @@ async fn ensure_base(
         }
         None => Ok(0),
     }
-}
-
-fn start_layer(
-    spec: &BuildSpec,
-    stage: &str,
-    change: Change,
-    progress: &Arc<Progress>,
-) -> JoinHandle<Result<LayerDescriptor, BuildError>> {
-    let (target, options, progress) = (spec.push.clone(), spec.layers, Arc::clone(progress));
-    let stage = stage.to_owned();
-    let Change { upper, below } = change;
-    tokio::spawn(async move {
-        let began = Instant::now();
-        let layer = target.push_layer(upper, below, options).await?;
-        progress.tell(&Event::Layer {
-            stage: &stage,
-            digest: layer.digest,
-            size_bytes: layer.size_bytes,
-            entries: layer.entries,
-            millis: millis(began.elapsed()),
-        });
-        Ok(layer)
-    })
 }
 
 fn failure(error: &BuildError) -> Failure {

@@ -61,6 +61,14 @@ pub enum Event<'a> {
         /// Wall time, overlapping with steps.
         millis: u64,
     },
+    /// What comes before an instruction is there from an earlier attempt of the same build.
+    GoesOn {
+        /// The first that runs; past the last one of its stage if that is done.
+        #[serde(flatten)]
+        number: StepNumber,
+        /// In the target.
+        layers: usize,
+    },
     /// An instruction begins.
     Step {
         /// Which.
@@ -210,6 +218,10 @@ fn plain(elapsed: Duration, event: &Event<'_>) -> String {
             "unpacked {digest}: {layers} layers, {}, in {}",
             size(*size_bytes),
             seconds(*millis)
+        ),
+        Event::GoesOn { number, layers } => format!(
+            "{} is where this attempt goes on: an earlier one has pushed {layers} layers",
+            prefix(*number)
         ),
         Event::Step { number, text } => format!("{} {text}", prefix(*number)),
         Event::Output { number, line } => format!("{}   {line}", prefix(*number)),

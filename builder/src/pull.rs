@@ -189,6 +189,53 @@ pub async fn unpack_image(
     scratch: &Path,
     marks: XattrPrefix,
 ) -> Result<Vec<PathBuf>, PullError> {
+    let digest = image.digest;
+    let layers = unpack_layers(image, scratch, marks).await?;
+    tokio::task::spawn_blocking(move || settle_layers(layers, Vec::new()))
+        .await
+        .map_err(|source| PullError::Thread { digest, source })?
+        .map_err(|source| PullError::Unpack { digest, source })
+}
+
+/// Fits layers, lowest first, to each other and to the folders `below` them; all folders, top first.
+///
+/// # Errors
+/// User: links to what isn't there. Transient: the disk.
+pub fn settle_layers(
+    layers: Vec<UnpackedLayer>,
+    below: Vec<PathBuf>,
+) -> Result<Vec<PathBuf>, UnpackError> {
+    let mut lowers = below;
+    for layer in layers {
+        let directory = layer.settle(&lowers)?;
+        lowers.insert(0, directory);
+    }
+    Ok(lowers)
+}
+
+/// Where [`unpack_layers`] puts the layer with this index in the manifest.
+#[must_use]
+pub fn layer_directory(scratch: &Path, index: usize, layer: Digest) -> PathBuf {
+    scratch.join(format!("{index:03}-{}", &layer.hex()[..12]))
+}
+
+/// Unpacks all layers of `image` as [`unpack_image`], but leaves fitting them to what is below them to [`settle_layers`].
+///
+/// # Errors
+/// As [`unpack_image`].
+pub async fn unpack_layers(
+    image: &ResolvedImage,
+    scratch: &Path,
+    marks: XattrPrefix,
+) -> Result<Vec<UnpackedLayer>, PullError> {
+    std::fs::create_dir_all(scratch).map_err(|source| PullError::Unpack {
+        digest: image.digest,
+        source: UnpackError::Write {
+            operation: "create",
+            path: scratch.to_owned(),
+            source,
+        },
+    })?;
     let slots = Arc::new(Semaphore::new(LAYERS_AT_ONCE));
     let mut biggest_first: Vec<(usize, &Descriptor)> =
         image.manifest.layers.iter().enumerate().collect();
@@ -197,7 +244,7 @@ pub async fn unpack_image(
     for (index, layer) in biggest_first {
         let (store, slots, layer) = (image.store.clone(), slots.clone(), layer.clone());
         // An image may have the same layer twice.
-        let directory = scratch.join(format!("{index:03}-{}", &layer.digest.hex()[..12]));
+        let directory = layer_directory(scratch, index, layer.digest);
         let image = image.digest;
         running.spawn(async move {
             // Closed only with the set that waits for us.
@@ -215,19 +262,7 @@ pub async fn unpack_image(
         })??;
         layers[index] = Some(layer);
     }
-    let digest = image.digest;
-    let settle_all = move || {
-        let mut lowers = Vec::new();
-        for layer in layers.into_iter().flatten() {
-            let directory = layer.settle(&lowers)?;
-            lowers.insert(0, directory);
-        }
-        Ok::<_, UnpackError>(lowers)
-    };
-    tokio::task::spawn_blocking(settle_all)
-        .await
-        .map_err(|source| PullError::Thread { digest, source })?
-        .map_err(|source| PullError::Unpack { digest, source })
+    Ok(layers.into_iter().flatten().collect())
 }
 
 async fn stream_layer(

@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::todo::{Todo, ancestors};
 use super::{BuildError, BuildSpec, ContextSource};
+use crate::containerfile::Containerfile;
 use crate::containerfile::graph::{BuildGraph, Source, StageBase};
-use crate::containerfile::{Containerfile, Instruction};
+use crate::digest::Digest;
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::progress::{Event, Progress};
@@ -149,18 +151,11 @@ impl Outside {
         &self,
         file: &Containerfile,
         graph: &BuildGraph,
+        todo: &Todo,
     ) -> Vec<(Name, ResolvedImage)> {
-        let mut needed = BTreeSet::new();
-        for name in graph
-            .stages
-            .iter()
-            .flat_map(|stage| stage.sources.iter().flatten())
-            .filter_map(Name::of_source)
-        {
-            needed.insert(name);
-        }
-        for (index, stage) in graph.stages.iter().enumerate() {
-            if (changes_files(file, stage.index) || is_read(graph, index))
+        let mut needed: BTreeSet<Name> = todo.sources(graph).filter_map(Name::of_source).collect();
+        for index in 0..graph.stages.len() {
+            if todo.needs_files(file, graph, index)
                 && let Some(name) = lowest_base(graph, index)
             {
                 needed.insert(name);
@@ -171,6 +166,17 @@ impl Outside {
             base.rootfs.is_none().then(|| (name, base.resolved.clone()))
         };
         needed.into_iter().filter_map(image).collect()
+    }
+
+    /// Each image by name and digest.
+    pub fn digests(&self) -> impl Iterator<Item = (&str, Digest)> {
+        let images = self.images.iter();
+        images.map(|(name, base)| (name.text(), base.resolved.digest))
+    }
+
+    /// The contexts that are directories, in the order of their names.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.directories.values().map(PathBuf::as_path)
     }
 }
 
@@ -189,40 +195,15 @@ fn find(name: &Name, spec: &BuildSpec) -> Result<ContextSource, BuildError> {
     }
 }
 
-/// True if an instruction of the stage needs its root file system.
-fn changes_files(file: &Containerfile, stage: usize) -> bool {
-    let instructions = file.stages.get(stage).map(|stage| &stage.instructions);
-    instructions.into_iter().flatten().any(|located| {
-        matches!(
-            located.value,
-            Instruction::Run(_)
-                | Instruction::Copy(_)
-                | Instruction::Add(_)
-                | Instruction::Workdir(_)
-        )
-    })
-}
-
-/// True if a stage takes files from the stage `index`.
-fn is_read(graph: &BuildGraph, index: usize) -> bool {
-    let mut sources = graph
-        .stages
-        .iter()
-        .flat_map(|stage| stage.sources.iter().flatten());
-    sources.any(|source| *source == Source::Stage(index))
-}
-
 /// What the target stage finally derives from, if that is outside.
 fn final_base(graph: &BuildGraph) -> Option<Name> {
     lowest_base(graph, graph.target)
 }
 
-fn lowest_base(graph: &BuildGraph, index: usize) -> Option<Name> {
-    let mut stage = graph.stages.get(index)?;
-    while let StageBase::Stage(parent) = stage.base {
-        stage = graph.stages.get(parent)?;
-    }
-    Name::of_base(stage)
+/// The image or context below the lowest ancestor of a stage; none on scratch.
+pub fn lowest_base(graph: &BuildGraph, index: usize) -> Option<Name> {
+    let lowest = ancestors(graph, index).first().copied();
+    lowest.and_then(|index| Name::of_base(&graph.stages[index]))
 }
 
 fn rootfs(spec: &BuildSpec, reference: Option<&Reference>, is_final_base: bool) -> Option<PathBuf> {

@@ -10,13 +10,14 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
-use super::bases::{Name, Outside};
+use super::bases::{Name, Outside, lowest_base};
+use super::todo::{Position, Todo};
 use super::{BuildError, BuildSpec, LayerPer};
 use crate::containerfile::graph::{BuildGraph, PlannedStage, Source, StageBase};
 use crate::containerfile::mounts::InvalidMount;
 use crate::containerfile::{Containerfile, Instruction, Located};
 use crate::copy::{CopyError, CopyRequest, InvalidMode, copy, verdict};
-use crate::digest::InvalidDigest;
+use crate::digest::{Digest, InvalidDigest};
 use crate::error::{Class, Classify};
 use crate::fetch::FetchError;
 use crate::ignore::{self, Ignore, IgnoreError};
@@ -24,10 +25,11 @@ use crate::image::{History, ImageConfig};
 use crate::layer;
 use crate::overlay::{Overlay, OverlayError};
 use crate::progress::{Event, Progress, StepNumber, millis};
-use crate::pull::PullError;
+use crate::pull::{PullError, settle_layers};
 use crate::root::{Root, RootError};
 use crate::sandbox::{Entered, ExitStatus, RunError};
 use crate::state::{StageState, StateError};
+use crate::unpack::UnpackedLayer;
 
 mod cache;
 mod run;
@@ -153,6 +155,8 @@ struct Files {
 /// Files that a stage has changed, ready to become a layer.
 #[derive(Clone, Debug)]
 pub struct Change {
+    /// What made them.
+    pub after: Position,
     /// The changes.
     pub upper: PathBuf,
     /// What they are changes to, top first.
@@ -165,6 +169,33 @@ pub enum Pulling {
     Running(JoinHandle<Result<Vec<PathBuf>, PullError>>),
     /// Here, top first.
     Done(Vec<PathBuf>),
+}
+
+/// Layers of an earlier attempt, whose instructions are not run again.
+#[derive(Default)]
+pub struct Earlier {
+    /// Where their files are, or will be, by what made them.
+    pub directories: BTreeMap<Position, PathBuf>,
+    /// On their way, if any instruction needs them.
+    pub pulling: Option<EarlierPull>,
+}
+
+/// Layers on their way, of the image with this digest.
+pub type EarlierPull = (Digest, JoinHandle<Result<Vec<UnpackedLayer>, PullError>>);
+
+/// All that is known before the first instruction runs.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// What is asked for.
+    pub spec: &'a BuildSpec,
+    /// With the triggers of its bases.
+    pub file: &'a Containerfile,
+    /// Of the file.
+    pub graph: &'a BuildGraph,
+    /// Whatever the graph names.
+    pub outside: &'a Outside,
+    /// What of the graph is left.
+    pub todo: &'a Todo,
 }
 
 /// A stage that is done.
@@ -180,16 +211,28 @@ pub struct Stages<'a> {
     file: &'a Containerfile,
     graph: &'a BuildGraph,
     outside: &'a Outside,
+    todo: &'a Todo,
+    earlier: Earlier,
     pulls: BTreeMap<Name, Pulling>,
     entered: Entered,
     progress: &'a Arc<Progress>,
     /// RFC 3339; of the image and its history.
     pub created: String,
-    finished: Vec<Finished>,
+    finished: BTreeMap<usize, Finished>,
     /// What the context hides, once it is known.
     ignored: Option<Option<Arc<Ignore>>>,
     /// Roots that files were taken from.
     views: BTreeMap<String, View>,
+}
+
+impl Files {
+    /// Puts a layer on top, made by the last instruction of `state`.
+    fn put(&mut self, directory: PathBuf, state: &mut StageState) {
+        self.directories.insert(0, directory);
+        if let Some(last) = state.image.history.last_mut() {
+            last.empty_layer = false;
+        }
+    }
 }
 
 /// A root file system to take files from.
@@ -216,6 +259,8 @@ struct Current<'a> {
     /// Of all its overlays.
     scratch: PathBuf,
     overlays: usize,
+    /// Instructions that are done, the present one included.
+    after: Position,
     number: StepNumber,
     on_change: &'a mut dyn FnMut(Change),
 }
@@ -223,14 +268,19 @@ struct Current<'a> {
 impl<'a> Stages<'a> {
     /// Nothing done yet.
     pub fn new(
-        spec: &'a BuildSpec,
-        file: &'a Containerfile,
-        graph: &'a BuildGraph,
-        outside: &'a Outside,
+        plan: Plan<'a>,
+        earlier: Earlier,
         pulls: BTreeMap<Name, Pulling>,
         entered: Entered,
         progress: &'a Arc<Progress>,
     ) -> Self {
+        let Plan {
+            spec,
+            file,
+            graph,
+            outside,
+            todo,
+        } = plan;
         let created = match spec.layers.source_date_epoch {
             Some(seconds) => {
                 jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or(i64::MAX))
@@ -243,11 +293,13 @@ impl<'a> Stages<'a> {
             file,
             graph,
             outside,
+            todo,
+            earlier,
             pulls,
             entered,
             progress,
             created: created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            finished: Vec::new(),
+            finished: BTreeMap::new(),
             views: BTreeMap::new(),
             ignored: None,
         }
@@ -257,16 +309,19 @@ impl<'a> Stages<'a> {
     #[must_use]
     pub fn image_of(&self, index: usize) -> Option<ImageConfig> {
         self.finished
-            .get(index)
+            .get(&index)
             .map(|finished| finished.state.image.clone())
     }
 
-    /// Builds the stage `index`; those before it are done. Each change of files is told as soon as nothing writes to it any more.
+    /// Builds the stage `index`, if anything needs it; those before it are done. Each change of files is told as soon as nothing writes to it any more.
     pub fn build(
         &mut self,
         index: usize,
         on_change: &mut dyn FnMut(Change),
     ) -> Result<(), BuildError> {
+        let Some(first) = self.todo.first(index) else {
+            return Ok(());
+        };
         let planned = &self.graph.stages[index];
         let instructions = &self.file.stages[planned.index].instructions;
         let mut current = self.start(index, planned, on_change)?;
@@ -278,20 +333,29 @@ impl<'a> Stages<'a> {
                 steps: instructions.len(),
             };
             let number = current.number;
+            current.after = Position {
+                stage: index,
+                step: step + 1,
+            };
             let text = &located.location.text;
+            let failed = |source| match source {
+                // Not the instruction's doing.
+                StepError::Files(error) if error.is_of_an_image() => *error,
+                source => BuildError::Step {
+                    file: self.file.file.clone(),
+                    line: located.location.line,
+                    text: text.clone(),
+                    source: Box::new(source),
+                },
+            };
+            if step < first {
+                self.replay(&mut current, located).map_err(failed)?;
+                continue;
+            }
             self.progress.tell(&Event::Step { number, text });
             let began = Instant::now();
             self.step(&mut current, located, &planned.sources[step])
-                .map_err(|source| match source {
-                    // Not the instruction's doing.
-                    StepError::Files(error) if error.is_of_an_image() => *error,
-                    source => BuildError::Step {
-                        file: self.file.file.clone(),
-                        line: located.location.line,
-                        text: text.clone(),
-                        source: Box::new(source),
-                    },
-                })?;
+                .map_err(failed)?;
             self.progress.tell(&Event::StepDone {
                 number,
                 millis: millis(began.elapsed()),
@@ -299,10 +363,8 @@ impl<'a> Stages<'a> {
         }
         self.seal(&mut current)?;
         let Current { state, below, .. } = current;
-        self.finished.push(Finished {
-            state,
-            files: below,
-        });
+        let files = below;
+        self.finished.insert(index, Finished { state, files });
         Ok(())
     }
 
@@ -323,7 +385,7 @@ impl<'a> Stages<'a> {
                 )
             }
             StageBase::Stage(parent) => {
-                let parent = &self.finished[*parent];
+                let parent = &self.finished[parent];
                 (parent.state.derive(), parent.files.clone())
             }
             StageBase::Context(name) | StageBase::Image(name) => {
@@ -344,6 +406,10 @@ impl<'a> Stages<'a> {
             overlay: None,
             scratch: self.spec.scratch.join(format!("stage-{index}")),
             overlays: 0,
+            after: Position {
+                stage: index,
+                step: 0,
+            },
             number: StepNumber {
                 stage: index + 1,
                 stages: self.graph.stages.len(),
@@ -389,6 +455,28 @@ impl<'a> Stages<'a> {
             | Instruction::Healthcheck(_)
             | Instruction::Onbuild(_) => {}
         }
+        self.tell_history(current, created_by);
+        match self.spec.layer_per {
+            LayerPer::Stage => Ok(()),
+            LayerPer::Step => Ok(self.seal(current)?),
+        }
+    }
+
+    /// An instruction whose changes are a layer already.
+    fn replay(
+        &mut self,
+        current: &mut Current<'_>,
+        located: &Located<Instruction>,
+    ) -> Result<(), StepError> {
+        let created_by = current.state.apply(&located.value)?;
+        self.tell_history(current, created_by);
+        if let Some(directory) = self.earlier.directories.get(&current.after) {
+            current.below.put(directory.clone(), &mut current.state);
+        }
+        Ok(())
+    }
+
+    fn tell_history(&self, current: &mut Current<'_>, created_by: String) {
         current.state.image.history.push(History {
             created: Some(self.created.clone()),
             created_by: Some(created_by),
@@ -396,10 +484,6 @@ impl<'a> Stages<'a> {
             empty_layer: true,
             ..History::default()
         });
-        match self.spec.layer_per {
-            LayerPer::Stage => Ok(()),
-            LayerPer::Step => Ok(self.seal(current)?),
-        }
     }
 
     /// Ends the overlay, if there is one; what it changed lies below from now on.
@@ -410,11 +494,12 @@ impl<'a> Stages<'a> {
         let below = self.directories(&current.below)?;
         let upper = overlay.unmount()?;
         if layer::has_changes(&upper, &below)? {
-            current.below.directories.insert(0, upper.clone());
-            if let Some(last) = current.state.image.history.last_mut() {
-                last.empty_layer = false;
-            }
-            (current.on_change)(Change { upper, below });
+            current.below.put(upper.clone(), &mut current.state);
+            (current.on_change)(Change {
+                after: current.after,
+                upper,
+                below,
+            });
         }
         Ok(())
     }
@@ -442,7 +527,29 @@ impl<'a> Stages<'a> {
         if let Some(name) = &files.image {
             directories.extend(self.unpacked(name)?);
         }
+        if directories.iter().any(|path| self.is_earlier(path)) {
+            self.settle_earlier()?;
+        }
         Ok(directories)
+    }
+
+    fn is_earlier(&self, path: &Path) -> bool {
+        let mut known = self.earlier.directories.values();
+        known.any(|directory| directory == path)
+    }
+
+    /// Waits for the layers of the earlier attempt, and fits them to what is below them.
+    fn settle_earlier(&mut self) -> Result<(), BuildError> {
+        let Some((digest, pulling)) = self.earlier.pulling.take() else {
+            return Ok(());
+        };
+        let base = match lowest_base(self.graph, self.graph.target) {
+            Some(name) => self.unpacked(&name)?,
+            None => Vec::new(),
+        };
+        let layers = tokio::runtime::Handle::current().block_on(pulling)??;
+        settle_layers(layers, base).map_err(|source| PullError::Unpack { digest, source })?;
+        Ok(())
     }
 
     fn unpacked(&mut self, name: &Name) -> Result<Vec<PathBuf>, BuildError> {
@@ -520,7 +627,7 @@ impl<'a> Stages<'a> {
             Source::Empty => ("empty".to_owned(), Files::default()),
             Source::Stage(index) => (
                 format!("of-stage-{index}"),
-                self.finished[*index].files.clone(),
+                self.finished[index].files.clone(),
             ),
             Source::Context(name) | Source::Image(name) => {
                 let called = Name::of_source(source);

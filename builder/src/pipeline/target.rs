@@ -60,6 +60,17 @@ impl Target {
         }
     }
 
+    /// The client and the image's name, if it goes to a registry.
+    pub(super) fn in_registry(&self) -> Option<(&Registry, Reference)> {
+        match &self.store {
+            Store::Registry(registry, repository) => {
+                let tag = self.tag.as_deref().unwrap_or("latest");
+                Some((registry, repository.tagged(tag)))
+            }
+            Store::Layout(_) => None,
+        }
+    }
+
     /// As the user wrote it.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -355,6 +355,33 @@ impl DockerRegistry {
     pub fn port(&self) -> u16 {
         self.port
     }
+
+    /// The manifest under `tag`, as it is.
+    pub fn manifest(&self, repository: &str, tag: &str) -> Option<Vec<u8>> {
+        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let request = format!(
+            "GET /v2/{repository}/manifests/{tag} HTTP/1.0\r\nhost: x\r\naccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
+        );
+        connection.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let body = answer.split_off(end.unwrap() + 4);
+        let head = String::from_utf8(answer).unwrap();
+        match head.split(' ').nth(1).unwrap() {
+            "200" => Some(body),
+            "404" => None,
+            _ => panic!("{head}"),
+        }
+    }
+
+    /// Removes a blob behind the registry's back.
+    pub fn lose_blob(&self, digest: &str) {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let blobs = self.configuration.with_file_name("registry");
+        let blobs = blobs.join("docker/registry/v2/blobs/sha256");
+        fs::remove_dir_all(blobs.join(&hex[..2]).join(hex)).unwrap();
+    }
 }
 
 pub fn free_port() -> u16 {

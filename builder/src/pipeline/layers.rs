@@ -1,0 +1,113 @@
+//! Which layers of the image does the target have by now? Each is uploaded beside the steps; they are awaited in order, and noted for another attempt.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::{Done, Note};
+use super::stage::Change;
+use super::todo::Position;
+use super::{BuildError, BuildSpec};
+use crate::digest::Digest;
+use crate::error::chain;
+use crate::image::{Descriptor, LAYER_MEDIA_TYPE};
+use crate::layer::LayerDescriptor;
+use crate::progress::{Event, Progress, millis};
+
+type Running = (Position, JoinHandle<Result<LayerDescriptor, BuildError>>);
+
+/// The layers of the image, on their way.
+pub struct Layers {
+    running: mpsc::UnboundedSender<Running>,
+    stop: CancellationToken,
+    collector: JoinHandle<Result<Vec<Done>, BuildError>>,
+}
+
+impl Layers {
+    /// After those of an earlier attempt. With a note, and the digest of the build's inputs, each layer is noted.
+    #[must_use]
+    pub fn after(earlier: Vec<Done>, note: Option<(Arc<Note>, Digest)>) -> Self {
+        let (running, receiver) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let collector = tokio::spawn(collect(earlier, receiver, note, stop.clone()));
+        Self {
+            running,
+            stop,
+            collector,
+        }
+    }
+
+    /// Begins to write and upload what a stage has changed.
+    pub fn start(&self, spec: &BuildSpec, stage: &str, change: Change, progress: &Arc<Progress>) {
+        let (target, options, progress) = (spec.push.clone(), spec.layers, Arc::clone(progress));
+        let stage = stage.to_owned();
+        let Change {
+            upper,
+            below,
+            after,
+        } = change;
+        let layer = tokio::spawn(async move {
+            let began = Instant::now();
+            let layer = target.push_layer(upper, below, options).await?;
+            progress.tell(&Event::Layer {
+                stage: &stage,
+                digest: layer.digest,
+                size_bytes: layer.size_bytes,
+                entries: layer.entries,
+                millis: millis(began.elapsed()),
+            });
+            Ok(layer)
+        });
+        // A collector that has ended did so with an error, which `finish` tells.
+        let _ended = self.running.send((after, layer));
+    }
+
+    /// Waits for no more layers: the build has failed, and that is the error to tell. Once this is done, no note is written any more.
+    pub async fn abandon(self) {
+        drop(self.running);
+        self.stop.cancel();
+        if let Ok(Err(error)) = self.collector.await {
+            tracing::debug!(error = %chain(&error), "a layer of a failed build failed");
+        }
+    }
+
+    /// All layers, lowest first, once the target has them.
+    ///
+    /// # Errors
+    /// The first that one of them met.
+    pub async fn finish(self) -> Result<Vec<Done>, BuildError> {
+        drop(self.running);
+        self.collector.await?
+    }
+}
+
+async fn collect(
+    earlier: Vec<Done>,
+    mut running: mpsc::UnboundedReceiver<Running>,
+    mut note: Option<(Arc<Note>, Digest)>,
+    stop: CancellationToken,
+) -> Result<Vec<Done>, BuildError> {
+    let mut done = earlier;
+    while let Some((after, layer)) = running.recv().await {
+        let layer = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            layer = layer => layer??,
+        };
+        done.push(Done {
+            after,
+            descriptor: Descriptor::new(LAYER_MEDIA_TYPE, layer.digest, layer.size_bytes),
+            diff_id: layer.diff_id,
+        });
+        if let Some((at, inputs)) = &note
+            && let Err(error) = at.write(*inputs, &done).await
+        {
+            tracing::warn!(error = %chain(&error), "another attempt of this build will not know of its layers");
+            note = None;
+        }
+    }
+    Ok(done)
+}

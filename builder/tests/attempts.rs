@@ -1,0 +1,338 @@
+//! Does a second attempt of a build go on where the first was killed? The program against a real docker-registry, killed at every request that changes something
+//! there and in every step.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't go on fails"
+)]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use common::proxy::{Action, Proxy, Request};
+use common::{Built, DockerRegistry, Workshop, can_build, has};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Like the one that is documented: what a stage makes goes into the next, and the last one installs something.
+const CONTAINERFILE: &str = "\
+FROM base AS tool
+RUN echo ran tool && echo tool > /tool
+FROM base AS configs
+COPY --from=tool /tool /tool
+RUN echo ran one && cat /tool > /one && mkdir /d && echo x > /d/x
+FROM configs AS final
+RUN echo ran two && rm /one && rm -r /d && mkdir /d && echo two > /d/two
+LABEL a=b
+RUN echo ran three && test ! -e /one && test ! -e /d/x && cat /d/two > /three
+";
+
+/// What `STAGE.STEP` of a note means that the next attempt must not run: the steps up to there, and `tool`, once its file is copied.
+fn finished(noted: &str) -> &'static [&'static str] {
+    match noted {
+        "" => &[],
+        "1.1" => &["tool"],
+        "1.2" => &["tool", "one"],
+        "2.1" => &["tool", "one", "two"],
+        "2.3" => &["tool", "one", "two", "three"],
+        other => panic!("no layer is made after {other}"),
+    }
+}
+
+fn workshop(test: &str) -> Option<(Workshop, DockerRegistry)> {
+    if !can_build(test) || !has("docker-registry", test) {
+        return None;
+    }
+    let workshop = Workshop::new();
+    let registry = DockerRegistry::start(&workshop.path(""));
+    workshop.base();
+    Some((workshop, registry))
+}
+
+fn command(workshop: &Workshop, host: &str, containerfile: &str, more: &[&str]) -> Command {
+    std::fs::write(workshop.path("Containerfile"), containerfile).unwrap();
+    let base = format!("base={}", workshop.base());
+    let push = format!("{host}/org/os:v1");
+    let file = workshop.path("Containerfile").display().to_string();
+    let context = workshop.path("context").display().to_string();
+    let mut arguments = vec!["--containerfile", &file, "--context", &context];
+    arguments.extend(["--build-context", &base, "--push", &push]);
+    arguments.extend(["--plain-http", host]);
+    for option in [
+        ["--source-date-epoch", "1700000000"],
+        ["--build-uid", "1-2-3"],
+    ] {
+        if !more.contains(&option[0]) {
+            arguments.extend(option);
+        }
+    }
+    arguments.extend(more);
+    workshop.command(&arguments)
+}
+
+fn build(workshop: &Workshop, host: &str, containerfile: &str, more: &[&str]) -> Built {
+    Built::of(
+        &command(workshop, host, containerfile, more)
+            .output()
+            .unwrap(),
+    )
+}
+
+/// After which instruction the last noted layer is; empty if there is no note.
+fn noted(registry: &DockerRegistry) -> String {
+    let Some(note) = registry.manifest("org/os", "v1-strata-steps") else {
+        return String::new();
+    };
+    let note: Value = serde_json::from_slice(&note).unwrap();
+    let last = note["layers"].as_array().unwrap().last().unwrap();
+    let after = &last["annotations"]["strata.image-mode.dev/after"];
+    after.as_str().unwrap().to_owned()
+}
+
+/// What ran, by the lines that it printed.
+fn ran(built: &Built) -> Vec<String> {
+    let lines = built.output().into_iter();
+    lines
+        .filter_map(|line| line.strip_prefix("ran "))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// An attempt that is killed at the request that the rule has something to do with; false if none came.
+fn attempt_until(
+    workshop: &Workshop,
+    registry: &DockerRegistry,
+    more: &[&str],
+    mut rule: impl FnMut(&Request) -> Option<Action> + Send + 'static,
+) -> bool {
+    let victim: Arc<Mutex<Option<Pid>>> = Arc::default();
+    let of_proxy = Arc::clone(&victim);
+    let proxy = Proxy::start(registry.port(), move |request, _| {
+        let Some(action) = rule(request) else {
+            return Action::Forward;
+        };
+        let victim = of_proxy.lock().unwrap().take().unwrap();
+        kill_process(victim, Signal::KILL).unwrap();
+        action
+    });
+    let mut command = command(workshop, &proxy.host, CONTAINERFILE, more);
+    // The proxy waits until we know whom it kills.
+    let mut slot = victim.lock().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
+    *slot = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    drop(slot);
+    let built = Built::of(&child.wait_with_output().unwrap());
+    let killed = victim.lock().unwrap().is_none();
+    assert_eq!(built.status == 0, !killed, "{}", built.stderr);
+    killed
+}
+
+/// The attempt after one that was killed: nothing that was noted runs again, and the image is the one that an attempt makes that isn't killed.
+fn go_on(workshop: &Workshop, registry: &DockerRegistry, wanted: &str, more: &[&str]) -> usize {
+    let noted = noted(registry);
+    let built = build(workshop, &registry.host, CONTAINERFILE, more).ok();
+    assert_eq!(built.stdout, wanted, "after {noted:?}: {}", built.stderr);
+    for step in ran(&built) {
+        assert!(
+            !finished(&noted).contains(&step.as_str()),
+            "{step} ran again after {noted:?}: {}",
+            built.stderr
+        );
+    }
+    assert_eq!(registry.manifest("org/os", "v1-strata-steps"), None);
+    finished(&noted).len()
+}
+
+fn empty(workshop: &Workshop) {
+    for folder in ["registry", "scratch"] {
+        std::fs::remove_dir_all(workshop.path(folder)).unwrap();
+    }
+}
+
+#[test]
+fn an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_image() {
+    let test = "an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_image";
+    let worker = |layers: &'static str| {
+        let Some((workshop, registry)) = workshop(test) else {
+            return;
+        };
+        let more = ["--layers", layers];
+        let wanted = build(&workshop, &registry.host, CONTAINERFILE, &more);
+        let wanted = wanted.ok().stdout;
+        let mut most = 0;
+        for at in 0.. {
+            empty(&workshop);
+            let mut changes = 0;
+            let killed = attempt_until(&workshop, &registry, &more, move |request| {
+                changes += usize::from(!["GET", "HEAD"].contains(&request.method.as_str()));
+                (changes == at + 1).then(|| {
+                    changes += 1;
+                    // The registry has done it, or has not.
+                    match at % 2 {
+                        0 => Action::LoseAnswer,
+                        _ => Action::Drop,
+                    }
+                })
+            });
+            if !killed {
+                assert!(at > 10, "only {at} changes");
+                break;
+            }
+            most = most.max(go_on(&workshop, &registry, &wanted, &more));
+        }
+        assert_eq!(most, 4, "no attempt went on behind the last step");
+    };
+    std::thread::scope(|scope| {
+        let workers = ["step", "stage"].map(|layers| scope.spawn(move || worker(layers)));
+        for worker in workers {
+            worker.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_attempt_after_one_killed_in_any_step_makes_the_same_image() {
+    let test = "an_attempt_after_one_killed_in_any_step_makes_the_same_image";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let more = ["--layers", "step"];
+    let wanted = build(&workshop, &registry.host, CONTAINERFILE, &more);
+    let wanted = wanted.ok().stdout;
+    for step in ["tool", "one", "two", "three"] {
+        empty(&workshop);
+        let mut child = command(&workshop, &registry.host, CONTAINERFILE, &more)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.ends_with(&format!("ran {step}\n")) {
+            line.clear();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "{step} never ran");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // All its processes are gone once nobody can write any more.
+        lines.read_to_string(&mut line).unwrap();
+        go_on(&workshop, &registry, &wanted, &more);
+    }
+}
+
+/// An attempt that has pushed all layers, but not the image.
+fn leave_a_note(workshop: &Workshop, registry: &DockerRegistry) {
+    let killed = attempt_until(workshop, registry, &["--layers", "step"], |request| {
+        let is_image = request.is("PUT", "/manifests/v1") && request.path.ends_with("/v1");
+        is_image.then_some(Action::Drop)
+    });
+    assert!(killed);
+    assert_eq!(noted(registry), "2.3");
+}
+
+#[test]
+fn a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layers_are_there() {
+    let test =
+        "a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layers_are_there";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let all = ["tool", "one", "two", "three"];
+    let step = ["--layers", "step"];
+    leave_a_note(&workshop, &registry);
+    let same = build(&workshop, &registry.host, CONTAINERFILE, &step).ok();
+    assert_eq!(ran(&same), [""; 0], "{}", same.stderr);
+    assert!(
+        same.stderr.contains(
+            "[stage 3/3 step 3/3] is where this attempt goes on: an earlier one has pushed 4 layers"
+        ),
+        "{}",
+        same.stderr
+    );
+    type Changed = fn(&Workshop, &DockerRegistry) -> (Vec<&'static str>, String);
+    let cases: [(&str, Changed, &[&str]); 5] = [
+        (
+            "another build",
+            |_, _| (vec!["--build-uid", "4-5-6"], CONTAINERFILE.to_owned()),
+            &all,
+        ),
+        (
+            "another Containerfile",
+            |_, _| (Vec::new(), format!("{CONTAINERFILE}RUN echo ran more\n")),
+            &["tool", "one", "two", "three", "more"],
+        ),
+        (
+            "another context",
+            |workshop, _| {
+                workshop.file("new", "new");
+                (Vec::new(), CONTAINERFILE.to_owned())
+            },
+            &all,
+        ),
+        (
+            "another time",
+            |_, _| {
+                (
+                    vec!["--source-date-epoch", "1700000001"],
+                    CONTAINERFILE.to_owned(),
+                )
+            },
+            &all,
+        ),
+        (
+            "a layer that the registry lost",
+            |_, registry| {
+                let note = registry.manifest("org/os", "v1-strata-steps").unwrap();
+                let note: Value = serde_json::from_slice(&note).unwrap();
+                registry.lose_blob(note["layers"][2]["digest"].as_str().unwrap());
+                (Vec::new(), CONTAINERFILE.to_owned())
+            },
+            &["two", "three"],
+        ),
+    ];
+    for (name, change, runs) in cases {
+        empty(&workshop);
+        leave_a_note(&workshop, &registry);
+        let (arguments, text) = change(&workshop, &registry);
+        let arguments = [&step[..], &arguments].concat();
+        let built = build(&workshop, &registry.host, &text, &arguments).ok();
+        assert_eq!(ran(&built), runs, "{name}: {}", built.stderr);
+    }
+}
+
+#[test]
+fn a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses() {
+    let test = "a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let text = format!("{CONTAINERFILE}RUN false\n");
+    let built = build(&workshop, &registry.host, &text, &["--layers", "step"]);
+    assert_eq!(built.status, 65, "{}", built.stderr);
+    assert_eq!(noted(&registry), "");
+    let keeps = Proxy::start(registry.port(), |request, _| {
+        match request.method.as_str() {
+            "DELETE" => Action::Answer(405, Vec::new(), ""),
+            _ => Action::Forward,
+        }
+    });
+    let built = build(&workshop, &keeps.host, CONTAINERFILE, &["--layers", "step"]).ok();
+    let deletions = keeps.seen();
+    let deletions = deletions.iter().filter(|r| r.method == "DELETE").count();
+    assert_eq!(deletions, 1, "it was told once: {}", built.stderr);
+    // What stays does no harm to the next build of that name.
+    let again = build(
+        &workshop,
+        &registry.host,
+        CONTAINERFILE,
+        &["--layers", "step"],
+    )
+    .ok();
+    assert_eq!(again.stdout, built.stdout);
+    assert_eq!(noted(&registry), "");
+}
