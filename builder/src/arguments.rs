@@ -9,6 +9,7 @@ use strata_builder::layer::Compression;
 use strata_builder::layout::Location;
 use strata_builder::pipeline::{BaseRootfs, ContextSource};
 use strata_builder::reference::{InvalidReference, Reference};
+use strata_builder::sandbox::Access;
 
 /// Builds an image from a Containerfile, without a daemon and without privileges, and pushes it.
 #[derive(Debug, Parser)]
@@ -80,6 +81,15 @@ pub struct Build {
     /// File, or variable of the environment, that RUN --mount=type=secret,id=ID shows to a step and that never reaches the image [repeatable]
     #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
     pub secrets: Vec<SecretSource>,
+
+    /// File or directory of this machine that every RUN sees at a path of its root, and that never reaches the image: read-only with ro; with rw steps change the original; with O, as
+    /// without any, each step changes a view of its own. With optional it may be absent [repeatable]
+    #[arg(
+        short = 'v',
+        long = "volume",
+        value_name = "PATH:TARGET[:ro|rw|O][,optional]"
+    )]
+    pub volumes: Vec<Volume>,
 
     /// Directory that keeps the files of RUN --mount=type=cache from build to build; by default they last as long as the build
     #[arg(long, value_name = "DIR")]
@@ -345,6 +355,56 @@ impl FromStr for SecretSource {
             return Err("src and env exclude each other".to_owned());
         }
         Ok(Self { id, file, variable })
+    }
+}
+
+/// `--volume`.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// On this machine.
+    pub source: PathBuf,
+    /// In the root of each step.
+    pub target: PathBuf,
+    /// What a step may do to it.
+    pub access: Access,
+    /// Whether it may be absent.
+    pub is_optional: bool,
+}
+
+impl FromStr for Volume {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut fields = text.splitn(3, ':');
+        let (Some(source), Some(target), options) = (fields.next(), fields.next(), fields.next())
+        else {
+            return Err("expected PATH:TARGET or PATH:TARGET:OPTIONS".to_owned());
+        };
+        if source.is_empty() || !target.starts_with('/') || target == "/" {
+            return Err(format!(
+                "{target:?} is no absolute path below the root of a step"
+            ));
+        }
+        let mut volume = Self {
+            source: source.into(),
+            target: target.into(),
+            access: Access::Discard,
+            is_optional: false,
+        };
+        for option in options.unwrap_or("O").split(',') {
+            match option {
+                "ro" => volume.access = Access::ReadOnly,
+                "rw" => volume.access = Access::ReadWrite,
+                "O" => volume.access = Access::Discard,
+                "optional" => volume.is_optional = true,
+                _ => {
+                    return Err(format!(
+                        "there is no option {option:?}: ro, rw, O and optional are known"
+                    ));
+                }
+            }
+        }
+        Ok(volume)
     }
 }
 

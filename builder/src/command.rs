@@ -20,9 +20,9 @@ use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec, LayerPer, Secret};
 use strata_builder::progress::{Format, Progress};
 use strata_builder::registry::{Credentials, Options, Registry};
-use strata_builder::sandbox::{Entered, choose, enter, probe};
+use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, probe};
 
-use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource};
+use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource, Volume};
 
 /// Builds; the exit code says who can end a failure.
 pub fn build(build: Build) -> ExitCode {
@@ -114,6 +114,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         Layers::Step => LayerPer::Step,
     };
     let secrets = secrets(&build.secrets)?;
+    let volumes = volumes(&build.volumes)?;
     let build_args = build_args(&build);
     // Namespaces belong to threads, so this comes before the runtime starts any.
     let entered = enter_tier(&build.tier, &scratch)?;
@@ -151,6 +152,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
             .map(|pair| (pair.0, pair.1))
             .collect(),
         secrets,
+        volumes,
         caches: build.cache_dir.as_deref().map(absolute).transpose()?,
         base_rootfs: build.base_rootfs,
         push,
@@ -237,6 +239,28 @@ fn secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, Secret>>
         secrets.insert(id.clone(), Secret(content));
     }
     Ok(secrets)
+}
+
+fn volumes(volumes: &[Volume]) -> anyhow::Result<Vec<MountSpec>> {
+    let mut mounts = Vec::new();
+    for volume in volumes {
+        let source = match fs::canonicalize(&volume.source) {
+            Ok(source) => source,
+            Err(error) if volume.is_optional && error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                let source = volume.source.display();
+                return Err(error).with_context(|| format!("find the volume {source}"));
+            }
+        };
+        mounts.push(MountSpec {
+            target: volume.target.clone(),
+            kind: StepMount::Bind {
+                source,
+                access: volume.access,
+            },
+        });
+    }
+    Ok(mounts)
 }
 
 /// A bare name that the environment doesn't have says nothing.

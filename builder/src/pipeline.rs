@@ -30,7 +30,7 @@ use crate::progress::{Event, Progress, StepNumber, millis};
 use crate::pull::{PullError, ResolvedImage, layer_directory, unpack_image, unpack_layers};
 use crate::reference::{InvalidReference, Reference};
 use crate::registry::{Registry, RegistryError};
-use crate::sandbox::Entered;
+use crate::sandbox::{Entered, MountSpec};
 use crate::store::StoreError;
 use attempt::{Done, Left, Note, inputs};
 use bases::{Name, Outside, lowest_base};
@@ -66,6 +66,8 @@ pub struct BuildSpec {
     pub labels: BTreeMap<String, String>,
     /// `--secret`, by id.
     pub secrets: BTreeMap<String, Secret>,
+    /// What every step sees besides its root.
+    pub volumes: Vec<MountSpec>,
     /// Where cache mounts are kept; in scratch, and so for this build only, if absent.
     pub caches: Option<PathBuf>,
     /// Images that are already unpacked.

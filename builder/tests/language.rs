@@ -51,9 +51,11 @@ fn check(test: &str, rows: &[Row]) {
         };
         let secret = workshop.path("secret").display().to_string();
         std::fs::write(&secret, "hush").unwrap();
+        let context = workshop.path("context").display().to_string();
         let arguments: Vec<String> = arguments
             .iter()
             .map(|argument| argument.replace("SECRET", &secret))
+            .map(|argument| argument.replace("CONTEXT", &context))
             .collect();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let built = workshop.build(&text, &arguments);
@@ -141,6 +143,27 @@ fn steps_see_what_their_mounts_show_and_nothing_of_it_stays() {
                 "RUN --mount=type=secret,id=s,env=TOKEN echo $TOKEN && ls /run/secrets 2>/dev/null || echo none\n",
                 &["--secret", "id=s,src=SECRET"],
                 &["hush", "none"],
+            ),
+            (
+                "FROM base AS one\nRUN ls /etc/v && touch /etc/v/new\nRUN ls /etc/v\nFROM base\nCOPY --from=one /etc /copy\nRUN ls /copy/v 2>&1 || true\n",
+                &["--volume", "CONTEXT/d:/etc/v"],
+                &[
+                    "sub",
+                    "x",
+                    "sub",
+                    "x",
+                    "ls: /copy/v: No such file or directory",
+                ],
+            ),
+            (
+                "RUN cat /v && ! echo 2>/dev/null > /v\nRUN ls /absent 2>/dev/null || echo none\n",
+                &[
+                    "-v",
+                    "CONTEXT/a.txt:/v:ro",
+                    "-v",
+                    "CONTEXT/absent:/absent:optional",
+                ],
+                &["a", "none"],
             ),
             (
                 "RUN --mount=type=secret,id=absent ls /run/secrets 2>/dev/null || echo none\n",

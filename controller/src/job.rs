@@ -125,16 +125,13 @@ pub enum JobError {
     /// Certificates that are none.
     #[error("ControllerConfig {CONTROLLER_CONFIG_NAME}, spec.additionalTrustBundle is no base64")]
     TrustBundle(#[source] base64::DecodeError),
-    /// Something that the builder can't give to steps yet; left out it would fail a step without a reason.
-    #[error("{0} exists, but builds can't use it yet; rename or delete it to build without it")]
-    Unsupported(String),
 }
 
 impl Classify for JobError {
     fn class(&self) -> Class {
         match self {
             JobError::NoUid(_) => Class::INTERNAL,
-            JobError::TrustBundle(_) | JobError::Unsupported(_) => Class::CONTENT,
+            JobError::TrustBundle(_) => Class::CONTENT,
         }
     }
 }
@@ -151,7 +148,6 @@ pub fn build_objects(
     credentials: &Credentials,
     settings: &JobSettings,
 ) -> Result<BuildObjects, JobError> {
-    refuse_unsupported(inputs)?;
     let mut controller = os_build
         .controller_owner_ref(&())
         .filter(|owner| !owner.uid.is_empty())
@@ -254,20 +250,6 @@ pub fn build_objects(
             status: None,
         },
     })
-}
-
-fn refuse_unsupported(inputs: &BuildInputs) -> Result<(), JobError> {
-    let optional = inputs.optional;
-    let found = if optional.entitlement {
-        format!("Secret {}", name::entitlement(&inputs.pool))
-    } else if optional.yum_repos {
-        format!("ConfigMap {}", name::YUM_REPOS)
-    } else if optional.rpm_gpg {
-        format!("Secret {}", name::RPM_GPG)
-    } else {
-        return Ok(());
-    };
-    Err(JobError::Unsupported(found))
 }
 
 /// The labels of everything that goes with a build.

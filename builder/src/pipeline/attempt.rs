@@ -234,6 +234,7 @@ pub fn inputs(spec: &BuildSpec, outside: &Outside) -> Result<Digest, BuildError>
         layers,
         layer_per,
         architecture,
+        volumes,        // where they are; their content may be secret
         contexts: _,    // by what they stand for
         labels: _,      // of the image, not of its layers
         secrets: _,     // see above
@@ -259,6 +260,9 @@ pub fn inputs(spec: &BuildSpec, outside: &Outside) -> Result<Digest, BuildError>
         LayerPer::Stage => "stage",
         LayerPer::Step => "step",
     });
+    for volume in volumes {
+        add(&volume.target.to_string_lossy());
+    }
     for (name, digest) in outside.digests() {
         add(&format!("{name} {digest}"));
     }

@@ -27,6 +27,8 @@ const PUSH: &str = "/run/strata/push";
 const BASE: &str = "/run/strata/base";
 const EXTENSIONS: &str = "/run/strata/extensions";
 const SCRATCH: &str = "/run/strata/scratch";
+const SHARED: &str = "/run/strata/shared";
+const SUBSCRIPTION: &str = "/run/secrets/rhsm";
 const REPORT: &str = "/dev/termination-log";
 
 /// The builder cleans up what it mounted; the kernel does it without it.
@@ -138,6 +140,14 @@ fn arguments(build_uid: &str, inputs: &BuildInputs, settings: &JobSettings) -> V
     if inputs.trust_bundle.is_some() {
         flag("ca-bundle", format!("{CONTEXT}/{TRUST_BUNDLE_KEY}"));
     }
+    for (_, path, target) in shared_with_steps(inputs) {
+        flag("volume", format!("{path}:{target}"));
+    }
+    // a node's own subscription, where its container runtime hands it on
+    flag(
+        "volume",
+        format!("{SUBSCRIPTION}:{SUBSCRIPTION}:O,optional"),
+    );
     flag("build-uid", build_uid.to_owned());
     flag("source-date-epoch", epoch(inputs).to_string());
     flag("scratch", SCRATCH.to_owned());
@@ -148,6 +158,54 @@ fn arguments(build_uid: &str, inputs: &BuildInputs, settings: &JobSettings) -> V
         flag("build-arg", format!("{name}={value}"));
     }
     arguments
+}
+
+/// What steps see beside the image: the pod's volume, where the builder finds it, and where the steps do.
+fn shared_with_steps(inputs: &BuildInputs) -> Vec<(Volume, String, &'static str)> {
+    let optional = inputs.optional;
+    let entitlement = name::entitlement(&inputs.pool);
+    [
+        (
+            optional.entitlement,
+            "/etc/pki/entitlement",
+            true,
+            entitlement.as_str(),
+        ),
+        (
+            optional.yum_repos,
+            "/etc/yum.repos.d",
+            false,
+            name::YUM_REPOS,
+        ),
+        (optional.rpm_gpg, "/etc/pki/rpm-gpg", true, name::RPM_GPG),
+    ]
+    .into_iter()
+    .filter(|(exists, ..)| *exists)
+    .map(|(_, target, is_secret, object)| {
+        let volume = target.trim_start_matches('/').replace(['/', '.'], "-");
+        let path = format!("{SHARED}/{volume}");
+        let mut shared = Volume {
+            name: volume,
+            ..Volume::default()
+        };
+        // as the incumbent has them: a step may run as any user
+        let mode = Some(0o755);
+        if is_secret {
+            shared.secret = Some(SecretVolumeSource {
+                secret_name: Some(object.to_owned()),
+                default_mode: mode,
+                ..SecretVolumeSource::default()
+            });
+        } else {
+            shared.config_map = Some(ConfigMapVolumeSource {
+                name: object.to_owned(),
+                default_mode: mode,
+                ..ConfigMapVolumeSource::default()
+            });
+        }
+        (shared, path, target)
+    })
+    .collect()
 }
 
 /// When the MachineConfig was rendered: a rebuild of the same inputs has the same times, and so the same digest.
@@ -239,6 +297,14 @@ fn volumes(inputs: &BuildInputs) -> Vec<(Volume, VolumeMount)> {
     if let Some(extensions) = &inputs.extensions_image {
         volumes.push(image("extensions", extensions, EXTENSIONS));
     }
+    volumes.extend(
+        shared_with_steps(inputs)
+            .into_iter()
+            .map(|(volume, path, _)| {
+                let mount = mount(&volume.name, &path, true);
+                (volume, mount)
+            }),
+    );
     volumes
 }
 

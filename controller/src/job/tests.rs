@@ -93,6 +93,11 @@ fn everything_that_can_be_asked_for_is_in_the_job() {
     inputs.extensions_image = Some("quay.io/org/extensions:v1".parse().unwrap());
     inputs.containerfile = Some(fixtures::containerfile(ContainerfileArch::Amd64));
     inputs.trust_bundle = Some(BASE64_STANDARD.encode("PEM"));
+    inputs.optional = OptionalMounts {
+        entitlement: true,
+        yum_repos: true,
+        rpm_gpg: true,
+    };
     inputs.proxy.https_proxy = Some("http://proxy:3128".to_owned());
     inputs.proxy.no_proxy = Some(".cluster.local".to_owned());
     inputs.machine_config.metadata.creation_timestamp =
@@ -115,33 +120,4 @@ fn what_no_job_can_be_made_of_is_named() {
         objects(&inputs, &settings()).unwrap_err().to_string(),
         "ControllerConfig machine-config-controller, spec.additionalTrustBundle is no base64"
     );
-    for (optional, wanted) in [
-        (
-            OptionalMounts {
-                entitlement: true,
-                ..OptionalMounts::default()
-            },
-            "Secret etc-pki-entitlement-worker exists, but builds can't use it yet; rename or delete it to build without it",
-        ),
-        (
-            OptionalMounts {
-                yum_repos: true,
-                ..OptionalMounts::default()
-            },
-            "ConfigMap etc-yum-repos-d exists, but builds can't use it yet; rename or delete it to build without it",
-        ),
-        (
-            OptionalMounts {
-                rpm_gpg: true,
-                ..OptionalMounts::default()
-            },
-            "Secret etc-pki-rpm-gpg exists, but builds can't use it yet; rename or delete it to build without it",
-        ),
-    ] {
-        let mut inputs = fixtures::inputs();
-        inputs.optional = optional;
-        let error = objects(&inputs, &settings()).unwrap_err();
-        assert_eq!(error.to_string(), wanted);
-        assert_eq!(error.class(), Class::CONTENT);
-    }
 }

@@ -42,7 +42,10 @@ impl Stages<'_> {
         let root = self.root(current)?;
         let workdir = current.state.workdir().to_owned();
         root.create_directories(Path::new(&workdir), (0, 0))?;
-        let mut prepared = Prepared::default();
+        let mut prepared = Prepared {
+            specs: self.spec.volumes.clone(),
+            ..Prepared::default()
+        };
         for (mount, source) in mounts.iter().zip(sources) {
             self.mount(current, mount, source, &mut prepared)?;
         }
