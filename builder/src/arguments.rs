@@ -103,7 +103,7 @@ pub struct Build {
     #[arg(long, value_name = "REFERENCE|oci:DIR[:TAG]")]
     pub push: PushTarget,
 
-    /// Credentials of registries, as `podman login` and `docker login` write them
+    /// Credentials of registries, as `podman login` and `docker login` write them; by default the files that these write
     #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
     pub authfile: Option<PathBuf>,
 
@@ -114,6 +114,16 @@ pub struct Build {
     /// Registry that speaks HTTP without TLS [repeatable]
     #[arg(long = "plain-http", value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub plain_http: Vec<String>,
+
+    /// Mirrors, blocked and insecure registries and short names, in the form of containers-registries.conf(5); by default ~/.config/containers/registries.conf or
+    /// /etc/containers/registries.conf, with the files of registries.conf.d beside them
+    #[arg(long, value_name = "FILE", env = "CONTAINERS_REGISTRIES_CONF")]
+    pub registries_conf: Option<PathBuf>,
+
+    /// Directory with a folder HOST[:PORT] for each registry that has certificates of its own: authorities (*.crt), and what it wants to see of us (*.cert and *.key); by default
+    /// ~/.config/containers/certs.d, /etc/containers/certs.d and /etc/docker/certs.d
+    #[arg(long, value_name = "DIR")]
+    pub certs_dir: Option<PathBuf>,
 
     /// PEM file with certificate authorities to trust beside the system's [repeatable]
     #[arg(long = "ca-bundle", value_name = "FILE")]

@@ -19,10 +19,11 @@ use strata_builder::pipeline::report;
 use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec, LayerPer, Secret};
 use strata_builder::progress::{Format, Progress};
-use strata_builder::registry::{Credentials, Options, Registry};
+use strata_builder::registry::{Options, Registry};
 use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, probe};
 
 use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource, Volume};
+use crate::places;
 
 /// Builds; the exit code says who can end a failure.
 pub fn build(build: Build) -> ExitCode {
@@ -67,7 +68,7 @@ pub fn build(build: Build) -> ExitCode {
 /// The class of a failure before the pipeline.
 #[derive(Debug, thiserror::Error)]
 #[error("{1}")]
-struct Classed(Class, String);
+pub struct Classed(pub Class, pub String);
 
 fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String>)> {
     let format = match build.progress {
@@ -99,9 +100,9 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
             )
         })?;
     let scratch = fs::canonicalize(work.path()).context("find the scratch directory")?;
-    let push_credentials = credentials(build.authfile.as_deref())?;
+    let push_credentials = places::credentials(build.authfile.as_deref())?;
     let pull_credentials = match &build.pull_authfile {
-        Some(path) => credentials(Some(path))?,
+        Some(path) => places::credentials(Some(path))?,
         None => push_credentials.clone(),
     };
     let ca_bundles = build
@@ -109,6 +110,8 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         .iter()
         .map(|path| fs::read(path).with_context(|| format!("read {}", path.display())))
         .collect::<Result<Vec<_>, _>>()?;
+    let certificates = places::certificates(build.certs_dir.as_deref())?;
+    let rules = places::rules(build.registries_conf.as_deref())?;
     let layer_per = match build.layers {
         Layers::Stage => LayerPer::Stage,
         Layers::Step => LayerPer::Step,
@@ -123,13 +126,18 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
             credentials,
             plain_http: build.plain_http.clone(),
             ca_bundles: ca_bundles.clone(),
+            certificates: certificates.clone(),
+            rules: rules.clone(),
             bounds: None,
             idle_timeout: build.idle_timeout,
         })
     };
     let push = match build.push {
         PushTarget(Location::Registry(reference)) => {
-            Target::registry(registry(push_credentials)?, &reference)
+            let registry = registry(push_credentials)?;
+            let allowed = registry.check_blocked(&reference);
+            allowed.map_err(|error| classed(&error))?;
+            Target::registry(registry, &reference)
         }
         PushTarget(Location::Layout { directory, tag }) => {
             let layout = Layout::create(&absolute(&directory)?).map_err(|error| classed(&error))?;
@@ -207,15 +215,6 @@ fn containerfile(build: &Build) -> anyhow::Result<PathBuf> {
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("find {}", path.display()))
-}
-
-fn credentials(path: Option<&Path>) -> anyhow::Result<Credentials> {
-    let Some(path) = path else {
-        return Ok(Credentials::default());
-    };
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    Credentials::parse(&text)
-        .map_err(|error| Classed(error.class(), format!("{}: {error}", path.display())).into())
 }
 
 /// Without a source the variable of its own name, or else the file, as Docker has it.

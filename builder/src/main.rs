@@ -10,6 +10,7 @@ use clap::Parser as _;
 
 mod arguments;
 mod command;
+mod places;
 
 fn main() -> ExitCode {
     // This program is also the process that runs a step: it re-executes itself.

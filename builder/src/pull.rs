@@ -104,14 +104,14 @@ pub async fn resolve(
     architecture: &str,
 ) -> Result<ResolvedImage, PullError> {
     let image = reference.to_string();
-    let store = Store::Registry(registry.clone(), reference.repository.clone());
-    let found = registry
-        .manifest(reference, architecture)
+    let (place, found) = registry
+        .manifest_from_any(reference, architecture)
         .await
         .map_err(|error| PullError::Store {
             image: image.clone(),
             source: error.into(),
         })?;
+    let store = Store::Registry(registry.clone(), place.repository);
     with_config(store, image, found.digest, &found.bytes).await
 }
 

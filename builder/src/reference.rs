@@ -114,6 +114,10 @@ impl FromStr for Reference {
             ));
         }
         let (host, path) = match name.split_once('/') {
+            Some(("docker.io" | "index.docker.io", path)) if !path.contains('/') => {
+                ("docker.io", format!("library/{path}"))
+            }
+            Some(("index.docker.io", path)) => ("docker.io", path.to_owned()),
             Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
                 (host, path.to_owned())
             }

@@ -149,7 +149,7 @@ impl Registries {
             plain_http: self.plain_http.clone(),
             ca_bundles: settings.as_ref().map_or(Ok(Vec::new()), certificates)?,
             bounds: Some(BOUNDS),
-            idle_timeout: None,
+            ..Options::default()
         })
         .map_err(RegistriesError::Client)
     }

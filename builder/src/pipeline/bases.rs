@@ -10,6 +10,7 @@ use super::{BuildError, BuildSpec, ContextSource};
 use crate::containerfile::Containerfile;
 use crate::containerfile::graph::{BuildGraph, Source, StageBase};
 use crate::digest::Digest;
+use crate::error::{Class, Classify as _, chain};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::progress::{Event, Progress};
@@ -113,20 +114,24 @@ impl Outside {
                 Name::Image(_, None) | Name::Context(_) => &spec.architecture,
             };
             let (resolved, reference) = match find(&name, spec)? {
-                ContextSource::Directory(directory) => {
+                Found::Context(ContextSource::Directory(directory)) => {
                     self.directories.insert(name, directory);
                     continue;
                 }
-                ContextSource::Image(reference) => (
-                    resolve(&spec.pull, &reference, architecture).await?,
-                    Some(reference),
-                ),
-                ContextSource::Layout(directory, tag) => {
+                Found::Context(ContextSource::Layout(directory, tag)) => {
                     let layout = Layout::open(&directory).map_err(StoreError::from)?;
                     (
                         resolve_in_layout(&layout, tag.as_deref(), architecture).await?,
                         None,
                     )
+                }
+                Found::Context(ContextSource::Image(reference)) => {
+                    let found = resolve_first(spec, vec![reference], architecture).await?;
+                    (found.0, Some(found.1))
+                }
+                Found::Named(candidates) => {
+                    let found = resolve_first(spec, candidates, architecture).await?;
+                    (found.0, Some(found.1))
                 }
             };
             let image = Image::of_base(&resolved.manifest, resolved.config.clone())?;
@@ -181,16 +186,41 @@ impl Outside {
 }
 
 /// What a name stands for, before it is looked for.
-fn find(name: &Name, spec: &BuildSpec) -> Result<ContextSource, BuildError> {
+enum Found {
+    Context(ContextSource),
+    /// One of these images, best first.
+    Named(Vec<Reference>),
+}
+
+fn find(name: &Name, spec: &BuildSpec) -> Result<Found, BuildError> {
     match name {
-        Name::Image(text, _) => Ok(ContextSource::Image(text.parse::<Reference>()?)),
+        Name::Image(text, _) => Ok(Found::Named(spec.pull.rules().candidates(text)?)),
         Name::Context(context) => {
-            spec.contexts
-                .get(context)
-                .cloned()
+            let source = spec.contexts.get(context).cloned();
+            source
+                .map(Found::Context)
                 .ok_or_else(|| BuildError::ContextIsNoImage {
                     name: context.clone(),
                 })
+        }
+    }
+}
+
+/// The first of the images that there is.
+async fn resolve_first(
+    spec: &BuildSpec,
+    mut candidates: Vec<Reference>,
+    architecture: &str,
+) -> Result<(ResolvedImage, Reference), BuildError> {
+    loop {
+        let reference = candidates.remove(0);
+        match resolve(&spec.pull, &reference, architecture).await {
+            Ok(image) => return Ok((image, reference)),
+            // A short name: another registry may have it, or let us see that it has.
+            Err(error) if !candidates.is_empty() && matches!(error.class(), Class::User(_)) => {
+                tracing::debug!(%reference, error = %chain(&error), "not here");
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -110,6 +110,15 @@ impl Credentials {
         Ok(Self(credentials))
     }
 
+    /// With those of `others` that we have none for.
+    #[must_use]
+    pub fn or(mut self, others: Self) -> Self {
+        for (key, credential) in others.0 {
+            self.0.entry(key).or_insert(credential);
+        }
+        self
+    }
+
     /// The credential of the longest entry that the repository lies below.
     #[must_use]
     pub fn find(&self, repository: &Repository) -> Option<&Credential> {

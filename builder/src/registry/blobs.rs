@@ -28,7 +28,7 @@ impl Registry {
         };
         let scope = Scope::new(repository, "pull");
         let url = self.url(repository, &format!("blobs/{digest}"));
-        retry(&self.0.bounds, || async {
+        retry(&self.bounds, || async {
             let response = self
                 .exchange(subject, &scope, &|http| http.get(&url))
                 .await?;
@@ -85,11 +85,11 @@ impl Registry {
                         target: &target,
                     }
                     .transport(error);
-                    if breaks >= registry.0.bounds.attempts {
+                    if breaks >= registry.bounds.attempts {
                         return Err(error);
                     }
                     tracing::warn!(offset, error = %crate::error::chain(&error), "blob broke off, going on from its offset");
-                    let delay = registry.0.bounds.delay(breaks, None, retry::jitter());
+                    let delay = registry.bounds.delay(breaks, None, retry::jitter());
                     tokio::time::sleep(delay).await;
                 }
             },
@@ -109,7 +109,7 @@ impl Registry {
         };
         let scope = Scope::new(repository, "pull");
         let url = self.url(repository, &format!("blobs/{digest}"));
-        let response = retry(&self.0.bounds, || async {
+        let response = retry(&self.bounds, || async {
             let from = |http: &reqwest::Client| match offset {
                 0 => http.get(&url),
                 offset => http.get(&url).header(RANGE, format!("bytes={offset}-")),
@@ -143,7 +143,7 @@ impl Registry {
         // the scope of the pushes that follow, so that one token serves all
         let scope = Scope::new(repository, "pull,push");
         let url = self.url(repository, &format!("blobs/{digest}"));
-        let head = retry(&self.0.bounds, || async {
+        let head = retry(&self.bounds, || async {
             self.exchange(subject, &scope, &|http| http.head(&url))
                 .await
         })
@@ -175,7 +175,7 @@ impl Registry {
         };
         let scope = Scope::new(target, "pull,push").and(source, "pull");
         let url = self.url(target, "blobs/uploads/");
-        let response = retry(&self.0.bounds, || async {
+        let response = retry(&self.bounds, || async {
             let query = [
                 ("mount", digest.to_string()),
                 ("from", source.path().to_owned()),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::error::{Class, Classify};
+use crate::reference::InvalidReference;
 
 /// What errors of a blob's way into a registry say was tried.
 pub(super) const UPLOAD_OPERATION: &str = "upload a blob to";
@@ -14,6 +15,23 @@ pub enum RegistryError {
     /// The HTTP client can't be made: CA certificates that don't parse.
     #[error("set up the HTTP client")]
     Client(#[source] reqwest::Error),
+    /// A registry's own certificates.
+    #[error("the certificates for {host} can't be used")]
+    Certificates {
+        /// `HOST[:PORT]`
+        host: String,
+        /// Why not.
+        source: reqwest::Error,
+    },
+    /// By the rules of registries.conf.
+    #[error("{target}: registries.conf blocks this registry")]
+    Blocked {
+        /// What was to be pulled or pushed.
+        target: String,
+    },
+    /// A place that registries.conf names.
+    #[error("registries.conf")]
+    Place(#[from] InvalidReference),
     /// An answer that is a refusal.
     #[error("{operation} {target}: the registry answered {status}{}{detail}", code.as_deref().map(|c| format!(" {c}")).unwrap_or_default())]
     Refused {
@@ -56,6 +74,16 @@ pub enum RegistryError {
         /// Without its URL, which may hold a token.
         source: reqwest::Error,
     },
+    /// TLS with a certificate that nobody vouches for, or for another name; or a registry that doesn't trust ours.
+    #[error("{operation} {target}: no trusted connection")]
+    Untrusted {
+        /// What was tried.
+        operation: &'static str,
+        /// Repository, with tag or digest.
+        target: String,
+        /// What is wrong with it.
+        source: rustls::Error,
+    },
     /// Transient to the end.
     #[error("gave up after {attempts} attempts in {} s", elapsed.as_secs())]
     GaveUp {
@@ -94,6 +122,33 @@ pub enum RegistryError {
         /// GOARCH.
         architecture: String,
     },
+}
+
+/// What TLS said against a certificate, theirs or ours, if that is why there is no connection.
+pub(super) fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<rustls::Error> {
+    use rustls::AlertDescription as Alert;
+    if let Some(
+        found @ (rustls::Error::InvalidCertificate(_)
+        | rustls::Error::AlertReceived(
+            Alert::BadCertificate
+            | Alert::CertificateRequired
+            | Alert::CertificateUnknown
+            | Alert::CertificateExpired
+            | Alert::CertificateRevoked
+            | Alert::UnknownCA,
+        )),
+    ) = error.downcast_ref::<rustls::Error>()
+    {
+        return Some(found.clone());
+    }
+    // An I/O error's source is that of the error which it wraps.
+    let wrapped = error.downcast_ref::<std::io::Error>();
+    let wrapped =
+        wrapped.and_then(|error| Some(error.get_ref()? as &(dyn std::error::Error + 'static)));
+    match wrapped.or(error.source()) {
+        Some(cause) => distrust(cause),
+        None => None,
+    }
 }
 
 impl RegistryError {
@@ -176,7 +231,10 @@ impl Classify for RegistryError {
     fn class(&self) -> Class {
         match self {
             Self::Client(_) => Class::INTERNAL,
+            Self::Certificates { .. } => Class::CONTRACT,
+            Self::Blocked { .. } | Self::Place(_) => Class::CONTENT,
             Self::Transport { source, .. } if source.is_redirect() => Class::INTERNAL,
+            Self::Untrusted { .. } => Class::RIGHTS,
             Self::Transport { .. } => Class::Transient,
             Self::NoToken {
                 status: 408 | 425 | 429 | 500 | 502 | 503 | 504,

@@ -9,6 +9,7 @@ use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 
 use super::auth::Challenge;
+use super::error::distrust;
 use super::login::Authorization;
 use super::{Registry, RegistryError};
 use crate::reference::Repository;
@@ -52,10 +53,18 @@ pub(super) struct Subject<'a> {
 
 impl Subject<'_> {
     pub(super) fn transport(self, source: reqwest::Error) -> RegistryError {
-        RegistryError::Transport {
-            operation: self.operation,
-            target: self.target.to_owned(),
-            source: source.without_url(),
+        let (operation, target) = (self.operation, self.target.to_owned());
+        match distrust(&source) {
+            Some(source) => RegistryError::Untrusted {
+                operation,
+                target,
+                source,
+            },
+            None => RegistryError::Transport {
+                operation,
+                target,
+                source: source.without_url(),
+            },
         }
     }
 
@@ -126,10 +135,39 @@ impl Registry {
         request: &(dyn Fn(&reqwest::Client) -> RequestBuilder + Sync),
         authorization: Option<&Authorization>,
     ) -> Result<Response, RegistryError> {
+        let repository = &scope.repository;
+        let http = self.client(repository)?;
         let transport = |error| subject.transport(error);
-        let plain = request(&self.0.http).build().map_err(transport)?;
-        let authorization = authorization.filter(|_| self.is_own(&scope.repository, plain.url()));
-        let request = RequestBuilder::from_parts(self.0.http.clone(), plain);
+        let built = request(&http).build().map_err(transport)?;
+        let plain = self.without_tls(repository, built.url());
+        let sent = self
+            .send_authorized(repository, &http, built, authorization)
+            .await;
+        match (sent, plain) {
+            (Err(error), Some(plain)) if error.is_connect() => {
+                let mut built = request(&http).build().map_err(transport)?;
+                *built.url_mut() = plain;
+                // Nobody is logged in to a registry that wasn't reached before.
+                let Ok(response) = self.send_authorized(repository, &http, built, None).await
+                else {
+                    return Err(transport(error));
+                };
+                self.learn_without_tls(repository);
+                Ok(response)
+            }
+            (sent, _) => sent.map_err(transport),
+        }
+    }
+
+    async fn send_authorized(
+        &self,
+        repository: &Repository,
+        http: &reqwest::Client,
+        request: reqwest::Request,
+        authorization: Option<&Authorization>,
+    ) -> Result<Response, reqwest::Error> {
+        let authorization = authorization.filter(|_| self.is_own(repository, request.url()));
+        let request = RequestBuilder::from_parts(http.clone(), request);
         let request = match authorization {
             Some(Authorization::Basic { user, password }) => {
                 request.basic_auth(user, Some(password))
@@ -137,7 +175,7 @@ impl Registry {
             Some(Authorization::Bearer(token)) => request.bearer_auth(token),
             None => request,
         };
-        request.send().await.map_err(transport)
+        request.send().await
     }
 }
 

@@ -30,11 +30,11 @@ struct TokenAnswer {
 
 impl Registry {
     pub(super) fn authorization(&self, scope: &Scope) -> Option<Authorization> {
-        self.0.tokens.lock().ok()?.get(&scope.key()).cloned()
+        self.inner.tokens.lock().ok()?.get(&scope.key()).cloned()
     }
 
     pub(super) fn remember(&self, scope: &Scope, authorization: Authorization) {
-        if let Ok(mut tokens) = self.0.tokens.lock() {
+        if let Ok(mut tokens) = self.inner.tokens.lock() {
             tokens.insert(scope.key(), authorization);
         }
     }
@@ -46,7 +46,7 @@ impl Registry {
         scope: &Scope,
         challenge: &Challenge,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let credential = self.0.credentials.find(&scope.repository);
+        let credential = self.inner.credentials.find(&scope.repository);
         let (realm, service) = match (challenge, credential) {
             (Challenge::Basic, Some(Credential::Basic { user, password })) => {
                 return Ok(Some(Authorization::Basic {
@@ -68,6 +68,7 @@ impl Registry {
                 "its token server is reached without TLS, where credentials would be read by anybody; name the registry with --plain-http if that is meant",
             ));
         }
+        let http = self.client(&scope.repository)?;
         let request = match credential {
             Some(Credential::IdentityToken(token)) => {
                 let scopes = scope.scopes.join(" ");
@@ -81,9 +82,7 @@ impl Registry {
                 let body = url::form_urlencoded::Serializer::new(String::new())
                     .extend_pairs(form)
                     .finish();
-                self.0
-                    .http
-                    .post(realm)
+                http.post(realm)
                     .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                     .body(body)
             }
@@ -92,7 +91,7 @@ impl Registry {
                 let query: Vec<(&str, &str)> = service
                     .chain(scope.scopes.iter().map(|s| ("scope", s.as_str())))
                     .collect();
-                let request = self.0.http.get(realm).query(&query);
+                let request = http.get(realm).query(&query);
                 match credential {
                     Some(Credential::Basic { user, password }) => {
                         request.basic_auth(user, Some(password.expose()))

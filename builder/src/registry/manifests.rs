@@ -10,7 +10,7 @@ use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 
 use super::exchange::{Scope, Subject, bounded_body, header};
-use super::retry::retry;
+use super::retry::{BOUNDS_OF_A_MIRROR, retry};
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
 use crate::reference::{Reference, Repository};
@@ -27,6 +27,47 @@ pub struct Manifest {
 }
 
 impl Registry {
+    /// As [`Self::manifest`], from the first place that has it of those that registries.conf names; and that place.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`], of the last place; a blocked registry is the user's.
+    pub async fn manifest_from_any(
+        &self,
+        reference: &Reference,
+        architecture: &str,
+    ) -> Result<(Reference, Manifest), RegistryError> {
+        self.check_blocked(reference)?;
+        let mut places = self.rules().places(reference)?;
+        let own = places.pop().unwrap_or_else(|| reference.clone());
+        for mirror in places {
+            match self
+                .with_bounds(BOUNDS_OF_A_MIRROR)
+                .manifest(&mirror, architecture)
+                .await
+            {
+                Ok(found) => return Ok((mirror, found)),
+                Err(error) => {
+                    tracing::warn!(%mirror, error = %crate::error::chain(&error), "the mirror doesn't give the image");
+                }
+            }
+        }
+        let found = self.manifest(&own, architecture).await?;
+        Ok((own, found))
+    }
+
+    /// An error if registries.conf blocks the registry of `reference`.
+    ///
+    /// # Errors
+    /// User, in that case.
+    pub fn check_blocked(&self, reference: &Reference) -> Result<(), RegistryError> {
+        match self.rules().is_blocked(reference) {
+            true => Err(RegistryError::Blocked {
+                target: reference.to_string(),
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// The manifest that `reference` names; of an index the one for linux on `architecture` (GOARCH).
     ///
     /// # Errors
@@ -63,7 +104,7 @@ impl Registry {
             &reference.repository,
             &format!("manifests/{}", reference.manifest_name()),
         );
-        retry(&self.0.bounds, || async {
+        retry(&self.bounds, || async {
             let response = self
                 .exchange(subject, &scope, &|http| {
                     manifest_request(http, Method::GET, &url)
@@ -106,7 +147,7 @@ impl Registry {
             &reference.repository,
             &format!("manifests/{}", reference.manifest_name()),
         );
-        let head = retry(&self.0.bounds, || async {
+        let head = retry(&self.bounds, || async {
             self.exchange(subject, &scope, &|http| {
                 manifest_request(http, Method::HEAD, &url)
             })
@@ -150,7 +191,7 @@ impl Registry {
             &format!("manifests/{}", reference.manifest_name()),
         );
         let wanted = Digest::of(bytes);
-        let response = retry(&self.0.bounds, || async {
+        let response = retry(&self.bounds, || async {
             self.exchange(subject, &scope, &|http| {
                 http.put(&url)
                     .header(CONTENT_TYPE, media_type)
@@ -186,7 +227,7 @@ impl Registry {
         // token servers differ in the word for it; those that know neither ignore it
         let scope = Scope::new(repository, "pull,push,delete");
         let url = self.url(repository, &format!("manifests/{digest}"));
-        match retry(&self.0.bounds, || async {
+        match retry(&self.bounds, || async {
             self.exchange(subject, &scope, &|http| http.delete(&url))
                 .await
         })

@@ -24,6 +24,12 @@ pub const DEFAULT_BOUNDS: Bounds = Bounds {
     longest_delay: Duration::from_secs(30),
 };
 
+/// A mirror has another place behind it: one more attempt for a lost connection, and on.
+pub(super) const BOUNDS_OF_A_MIRROR: Bounds = Bounds {
+    attempts: 2,
+    ..DEFAULT_BOUNDS
+};
+
 impl Bounds {
     /// How long to wait after attempt number `attempt` (from 1) failed; `jitter` is from 0 to 1.
     #[must_use]

@@ -89,7 +89,7 @@ impl Upload {
         // a blob of one piece goes with the closing request
         let body = if opened_for_rest { rest } else { Bytes::new() };
         let subject = self.subject();
-        retry(&self.registry.0.bounds, || async {
+        retry(&self.registry.bounds, || async {
             let request = |http: &reqwest::Client| {
                 http.put(url.clone())
                     .header(CONTENT_TYPE, "application/octet-stream")
@@ -124,7 +124,7 @@ impl Upload {
             target: &self.target,
         };
         let start = self.registry.url(&self.repository, "blobs/uploads/");
-        let response = retry(&self.registry.0.bounds, || async {
+        let response = retry(&self.registry.bounds, || async {
             self.registry
                 .exchange(subject, &self.scope, &|http| {
                     http.post(&start)
@@ -159,7 +159,7 @@ impl Upload {
             Err(poisoned) => *poisoned.into_inner() = session,
         };
         let mut first = true;
-        retry(&self.registry.0.bounds, || {
+        retry(&self.registry.bounds, || {
             let ask = !std::mem::replace(&mut first, false);
             let (current, set, piece) = (&current, &set, &piece);
             let this = &*self;

@@ -320,10 +320,15 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// With its files in `folder`.
     pub fn start(folder: &Path) -> Self {
+        Self::start_with(folder, "")
+    }
+
+    /// Also with these settings of its `http`.
+    pub fn start_with(folder: &Path, http: &str) -> Self {
         let port = free_port();
         let text = format!(
             "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: \"127.0.0.1:{port}\", secret: x}}\nlog: {{level: error, accesslog: {{disabled: true}}}}\n",
+             http: {{addr: \"127.0.0.1:{port}\", secret: x{http}}}\nlog: {{level: error, accesslog: {{disabled: true}}}}\n",
             folder.join("registry").display()
         );
         let configuration = folder.join("registry.yml");

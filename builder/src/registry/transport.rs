@@ -1,0 +1,196 @@
+//! Over which connections is a registry reached? With TLS and its own certificates, or without where that is allowed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Registry, RegistryError};
+use crate::reference::Repository;
+
+/// A registry may move a large blob from one place of its storage to another before it answers.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A registry sends us to its storage once; some put a cache between.
+const MOST_REDIRECTS: usize = 5;
+
+/// What containers-certs.d(5) has for one registry.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct HostCertificates {
+    /// `*.crt`: PEM of authorities that are trusted for this registry.
+    pub authorities: Vec<Vec<u8>>,
+    /// `*.cert` and `*.key`: PEM of what we show it, and of its key.
+    pub identity: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for HostCertificates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HostCertificates(…)")
+    }
+}
+
+/// Makes HTTP clients.
+#[derive(Debug)]
+pub(super) struct Transport {
+    idle_timeout: Duration,
+    authorities: Vec<reqwest::Certificate>,
+    hosts: BTreeMap<String, Host>,
+}
+
+#[derive(Debug)]
+struct Host {
+    authorities: Vec<reqwest::Certificate>,
+    identity: Option<reqwest::Identity>,
+}
+
+impl Transport {
+    /// Reads the certificates.
+    pub fn new(
+        idle_timeout: Option<Duration>,
+        ca_bundles: &[Vec<u8>],
+        certificates: BTreeMap<String, HostCertificates>,
+    ) -> Result<Self, RegistryError> {
+        // ring is the only provider compiled in; whoever came first installed the same one
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        let host = |(name, files): (String, HostCertificates)| {
+            let bad = |source| RegistryError::Certificates {
+                host: name.clone(),
+                source,
+            };
+            let identity = files.identity.as_deref().map(reqwest::Identity::from_pem);
+            let host = Host {
+                authorities: authorities(&files.authorities).map_err(bad)?,
+                identity: identity.transpose().map_err(bad)?,
+            };
+            Ok::<_, RegistryError>((name, host))
+        };
+        Ok(Self {
+            idle_timeout: idle_timeout.unwrap_or(IDLE_TIMEOUT),
+            authorities: authorities(ca_bundles).map_err(RegistryError::Client)?,
+            hosts: certificates
+                .into_iter()
+                .map(host)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// A client for one registry, or for whatever has nothing of its own.
+    pub fn client(
+        &self,
+        host: Option<&str>,
+        insecure: bool,
+    ) -> Result<reqwest::Client, RegistryError> {
+        let own = host.and_then(|host| self.hosts.get(host));
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("strata/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(10))
+            // between two reads, not for a whole blob
+            .read_timeout(self.idle_timeout)
+            .redirect(reqwest::redirect::Policy::custom(followed))
+            .tls_danger_accept_invalid_certs(insecure);
+        let own_authorities = own
+            .map(|own| own.authorities.as_slice())
+            .unwrap_or_default();
+        for certificate in self.authorities.iter().chain(own_authorities) {
+            builder = builder.add_root_certificate(certificate.clone());
+        }
+        if let Some(identity) = own.and_then(|own| own.identity.clone()) {
+            builder = builder.identity(identity);
+        }
+        builder.build().map_err(RegistryError::Client)
+    }
+
+    fn is_special(&self, host: &str) -> bool {
+        self.hosts.contains_key(host)
+    }
+}
+
+fn authorities(bundles: &[Vec<u8>]) -> Result<Vec<reqwest::Certificate>, reqwest::Error> {
+    let mut all = Vec::new();
+    for bundle in bundles {
+        all.extend(reqwest::Certificate::from_pem_bundle(bundle)?);
+    }
+    Ok(all)
+}
+
+impl Registry {
+    /// The client for a repository's registry.
+    pub(super) fn client(&self, repository: &Repository) -> Result<reqwest::Client, RegistryError> {
+        let host = repository.host();
+        let insecure = self.inner.rules.is_insecure(repository);
+        if !insecure && !self.inner.transport.is_special(host) {
+            return Ok(self.inner.http.clone());
+        }
+        let mut clients = self
+            .inner
+            .clients
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let key = (host.to_owned(), insecure);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = self.inner.transport.client(Some(host), insecure)?;
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+
+    pub(super) fn is_plain_http(&self, repository: &Repository) -> bool {
+        let host = repository.host();
+        let learned = || {
+            let without_tls = self.inner.without_tls.lock();
+            without_tls
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .contains(host)
+        };
+        self.inner.plain_http.iter().any(|plain| plain == host) || learned()
+    }
+
+    /// The same place without TLS, if the registry may be reached so and isn't yet.
+    pub(super) fn without_tls(&self, repository: &Repository, url: &url::Url) -> Option<url::Url> {
+        let may = self.is_own(repository, url)
+            && url.scheme() == "https"
+            && self.inner.rules.is_insecure(repository);
+        let mut plain = url.clone();
+        (may && plain.set_scheme("http").is_ok()).then_some(plain)
+    }
+
+    /// It speaks HTTP without TLS.
+    pub(super) fn learn_without_tls(&self, repository: &Repository) {
+        let without_tls = self.inner.without_tls.lock();
+        let mut without_tls = without_tls.unwrap_or_else(std::sync::PoisonError::into_inner);
+        without_tls.insert(repository.host().to_owned());
+    }
+
+    /// Whether `url` is at the repository's own registry, over the transport that it is spoken to by: only then may it see credentials. An upload's
+    /// Location, or a redirect, may name any place.
+    pub(super) fn is_own(&self, repository: &Repository, url: &url::Url) -> bool {
+        let own = self.url(repository, "").parse::<url::Url>();
+        own.is_ok_and(|own| own.origin() == url.origin())
+    }
+
+    pub(super) fn url(&self, repository: &Repository, rest: &str) -> String {
+        let host = repository.host();
+        let scheme = if self.is_plain_http(repository) {
+            "http"
+        } else {
+            "https"
+        };
+        let host = if host == "docker.io" {
+            "registry-1.docker.io"
+        } else {
+            host
+        };
+        format!("{scheme}://{host}/v2/{}/{rest}", repository.path())
+    }
+}
+
+/// The HTTP client takes credentials off when the host or port changes. What it doesn't see is the same place without TLS.
+fn followed(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+    let secure = |url: &url::Url| url.scheme() == "https";
+    let was_secure = attempt.previous().iter().any(secure);
+    if attempt.previous().len() > MOST_REDIRECTS {
+        attempt.error("too many redirects")
+    } else if was_secure && !secure(attempt.url()) {
+        attempt.error("a redirect away from TLS")
+    } else {
+        attempt.follow()
+    }
+}

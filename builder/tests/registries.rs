@@ -1,0 +1,224 @@
+//! Are the files obeyed that say how registries are reached? registries.conf, certs.d and proxies, with real registries behind them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't go on fails"
+)]
+
+mod common;
+
+use std::process::Command;
+
+use common::proxy::{Action, Proxy};
+use common::{Built, DockerRegistry, Workshop, can_build, has};
+
+fn workshop(test: &str) -> Option<(Workshop, DockerRegistry)> {
+    if !can_build(test) || !has("docker-registry", test) {
+        return None;
+    }
+    let workshop = Workshop::new();
+    let registry = DockerRegistry::start(&workshop.path(""));
+    Some((workshop, registry))
+}
+
+/// An image there whose step prints `name`.
+fn publish(workshop: &Workshop, host: &str, name: &str) {
+    let push = format!("{host}/{name}");
+    let text = format!("FROM base\nRUN echo {name} > /name\n");
+    workshop
+        .build_to(&text, &push, &["--plain-http", host])
+        .ok();
+}
+
+fn build(workshop: &Workshop, containerfile: &str, configuration: &str, more: &[&str]) -> Built {
+    let path = workshop.path("registries.conf").display().to_string();
+    std::fs::write(&path, configuration).unwrap();
+    let arguments = [&["--registries-conf", &path], more].concat();
+    workshop.build(containerfile, &arguments)
+}
+
+#[test]
+fn images_come_from_mirrors_without_tls_and_from_where_short_names_lead() {
+    let test = "images_come_from_mirrors_without_tls_and_from_where_short_names_lead";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let host = &registry.host;
+    publish(&workshop, host, "mirror/org/os:v1");
+    publish(&workshop, host, "own/os:v1");
+    let configuration = format!(
+        r#"
+        unqualified-search-registries = ["{host}/nothing", "{host}/own"]
+        [aliases]
+        alias = "{host}/mirror/org/os"
+        [[registry]]
+        prefix = "upstream.invalid/org"
+        location = "{host}/own"
+        insecure = true
+        [[registry.mirror]]
+        location = "{host}/absent"
+        insecure = true
+        [[registry.mirror]]
+        location = "{host}/mirror/org"
+        insecure = true
+        pull-from-mirror = "tag-only"
+        [[registry]]
+        location = "{host}"
+        insecure = true
+        [[registry]]
+        location = "blocked.invalid"
+        blocked = true
+        "#
+    );
+    let digest = {
+        let manifest = registry.manifest("own/os", "v1").unwrap();
+        strata_builder::digest::Digest::of(&manifest)
+    };
+    for (image, from) in [
+        ("upstream.invalid/org/os:v1", "mirror/org/os:v1"),
+        (&format!("upstream.invalid/org/os@{digest}"), "own/os:v1"),
+        ("alias:v1", "mirror/org/os:v1"),
+        ("os:v1", "own/os:v1"),
+    ] {
+        let text = format!("FROM {image}\nRUN cat /name\n");
+        let built = build(&workshop, &text, &configuration, &[]).ok();
+        assert_eq!(built.output(), [from], "{image}: {}", built.stderr);
+    }
+    let blocked = "registries.conf blocks this registry";
+    let built = build(&workshop, "FROM blocked.invalid/x\n", &configuration, &[]);
+    assert_eq!(built.status, 65, "{}", built.stderr);
+    assert!(built.stderr.contains(blocked), "{}", built.stderr);
+    let path = workshop.path("registries.conf").display().to_string();
+    let arguments = ["--registries-conf", &path];
+    let built = workshop.build_to("FROM base\n", "blocked.invalid/x:v1", &arguments);
+    assert_eq!(built.status, 65, "{}", built.stderr);
+    assert!(built.stderr.contains(blocked), "{}", built.stderr);
+    let built = build(&workshop, "FROM base\n", "[registries.block]\n", &[]);
+    assert_eq!(built.status, 64, "{}", built.stderr);
+    assert!(built.stderr.contains("of version 1"), "{}", built.stderr);
+}
+
+/// Makes `name.crt` and `name.key` in the folder, signed by `by`, or by itself.
+fn certify(folder: &std::path::Path, name: &str, by: Option<&str>) {
+    let mut command = Command::new("openssl");
+    command.current_dir(folder).args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+    ]);
+    command.arg(format!("/CN={name}"));
+    command.args([
+        "-out",
+        &format!("{name}.crt"),
+        "-keyout",
+        &format!("{name}.key"),
+    ]);
+    if let Some(by) = by {
+        command.args(["-CA", &format!("{by}.crt"), "-CAkey", &format!("{by}.key")]);
+        command.args(["-addext", "subjectAltName=IP:127.0.0.1"]);
+        command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+        command.args(["-addext", "extendedKeyUsage=serverAuth,clientAuth"]);
+    }
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder() {
+    let test = "a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder";
+    if !can_build(test) || !has("docker-registry", test) || !has("openssl", test) {
+        return;
+    }
+    let workshop = Workshop::new();
+    let folder = workshop.path("");
+    certify(&folder, "authority", None);
+    certify(&folder, "server", Some("authority"));
+    certify(&folder, "client", Some("authority"));
+    let tls = format!(
+        ", tls: {{certificate: {0}/server.crt, key: {0}/server.key, clientcas: [{0}/authority.crt]}}",
+        folder.display()
+    );
+    let registry = DockerRegistry::start_with(&folder, &tls);
+    let push = format!("{}/org/os:v1", registry.host);
+    let of_host = workshop.path("certs.d").join(&registry.host);
+    std::fs::create_dir_all(&of_host).unwrap();
+    let certs_dir = workshop.path("certs.d").display().to_string();
+    let build = |more: &[&str]| {
+        let arguments = [&["--certs-dir", &certs_dir], more].concat();
+        workshop.build_to("FROM base\nLABEL a=b\n", &push, &arguments)
+    };
+    let refused = |why: &str| {
+        let built = build(&[]);
+        assert_eq!(built.status, 77, "{}", built.stderr);
+        assert!(
+            built.stderr.contains("no trusted connection"),
+            "{}",
+            built.stderr
+        );
+        assert!(built.stderr.contains(why), "{}", built.stderr);
+    };
+    refused("UnknownIssuer");
+    std::fs::copy(folder.join("authority.crt"), of_host.join("ca.crt")).unwrap();
+    // The registry answers only those that show a certificate.
+    std::fs::copy(folder.join("client.crt"), of_host.join("us.cert")).unwrap();
+    let built = build(&[]);
+    assert_eq!(built.status, 64, "{}", built.stderr);
+    assert!(
+        built.stderr.contains("us.cert has no key"),
+        "{}",
+        built.stderr
+    );
+    std::fs::copy(folder.join("client.key"), of_host.join("us.key")).unwrap();
+    build(&[]).ok();
+    // Nobody vouches for it, but nobody has to.
+    std::fs::remove_file(of_host.join("ca.crt")).unwrap();
+    refused("UnknownIssuer");
+    let path = workshop.path("registries.conf").display().to_string();
+    let text = format!(
+        "[[registry]]\nlocation = \"{}\"\ninsecure = true\n",
+        registry.host
+    );
+    std::fs::write(&path, text).unwrap();
+    build(&["--registries-conf", &path]).ok();
+}
+
+#[test]
+fn a_proxy_is_used_but_for_hosts_that_are_excepted() {
+    let test = "a_proxy_is_used_but_for_hosts_that_are_excepted";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let push = format!("{}/org/os:v1", registry.host);
+    for (except, is_used) in [
+        ("elsewhere.example", true),
+        ("127.0.0.0/8", false),
+        ("127.0.0.1", false),
+    ] {
+        let proxy = Proxy::start(registry.port(), |_, _| Action::Forward);
+        workshop.base();
+        let base = format!("base={}", workshop.base());
+        std::fs::write(workshop.path("Containerfile"), "FROM base\nLABEL a=b\n").unwrap();
+        let file = workshop.path("Containerfile").display().to_string();
+        let output = workshop
+            .command(&["--containerfile", &file, "--build-context", &base])
+            .args(["--push", &push, "--plain-http", &registry.host])
+            .env("HTTP_PROXY", format!("http://{}", proxy.host))
+            .env("NO_PROXY", except)
+            .output()
+            .unwrap();
+        Built::of(&output).ok();
+        assert_eq!(!proxy.seen().is_empty(), is_used, "except {except}");
+    }
+}
