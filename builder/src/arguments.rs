@@ -142,11 +142,11 @@ pub struct Build {
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
 
-    /// How steps are kept apart from this machine: with the rights of root, in a user namespace with the ids of this one, or as an ordinary user with subordinate ids; auto takes
-    /// the best that this machine allows, see `strata-builder doctor`
+    /// How steps are kept apart from this machine and where their files are: with the rights of root, in a user namespace with the ids of this one, or as an ordinary user with
+    /// subordinate ids, each on overlays or without (flat, or -flat behind a name); auto takes the best that this machine allows, see `strata-builder doctor`
     #[arg(
         long,
-        value_name = "auto|root|userns|rootless",
+        value_name = "auto|root|userns|rootless|flat|root-flat|userns-flat|rootless-flat",
         default_value = "auto",
         env = "STRATA_TIER"
     )]

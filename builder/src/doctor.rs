@@ -1,7 +1,7 @@
 //! What would a build do on this machine, and what would make it better? The probe's table, for people; pure.
 
 use crate::sandbox::probe::obstacle;
-use crate::sandbox::{Probe, Tier, choose};
+use crate::sandbox::{Probe, Rights, Tier, choose};
 
 /// The text that `strata-builder doctor` prints.
 #[must_use]
@@ -11,25 +11,26 @@ pub fn doctor(probe: &Probe) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<30} {value}"))
         .collect();
-    for tier in Tier::LADDER {
+    for rights in [Rights::Root, Rights::Userns, Rights::Rootless] {
         lines.push(String::new());
-        lines.push(format!(
-            "tier {}: {}",
-            tier.name(),
-            if probe.allows(tier) {
-                "available"
-            } else {
-                "not available"
-            }
-        ));
-        for row in probe.rows.iter().filter(|row| row.tier == tier) {
+        for tier in Tier::LADDER
+            .into_iter()
+            .filter(|tier| tier.rights() == rights)
+        {
+            let is_allowed = match probe.allows(tier) {
+                true => "available",
+                false => "not available",
+            };
+            lines.push(format!("tier {}: {is_allowed}", tier.name()));
+        }
+        for row in probe.rows.iter().filter(|row| row.rights == rights) {
             let Some(failure) = &row.failure else {
                 lines.push(format!("  yes  {}", row.check.name()));
                 continue;
             };
             lines.push(format!("  no   {}: {failure}", row.check.name()));
             lines.push(format!("         so:     {}", row.check.consequence()));
-            lines.push(format!("         remedy: {}", row.check.remedy(tier)));
+            lines.push(format!("         remedy: {}", row.check.remedy(rights)));
         }
     }
     lines.push(String::new());
@@ -59,8 +60,8 @@ mod tests {
 
     #[test]
     fn the_text_names_what_works_what_does_not_and_the_remedy() {
-        let row = |tier, check, failure: Option<&str>| Row {
-            tier,
+        let row = |rights, check, failure: Option<&str>| Row {
+            rights,
             check,
             failure: failure.map(str::to_owned),
         };
@@ -68,20 +69,20 @@ mod tests {
             facts: vec![("uid".to_owned(), "0".to_owned())],
             rows: vec![
                 row(
-                    Tier::Root,
+                    Rights::Root,
                     Check::Namespaces,
                     Some("Operation not permitted (os error 1)"),
                 ),
-                row(Tier::Userns, Check::Namespaces, None),
+                row(Rights::Userns, Check::Namespaces, None),
                 row(
-                    Tier::Userns,
+                    Rights::Userns,
                     Check::Proc,
                     Some("Operation not permitted (os error 1)"),
                 ),
-                row(Tier::Userns, Check::Seccomp, None),
-                row(Tier::Rootless, Check::Namespaces, None),
+                row(Rights::Userns, Check::Seccomp, None),
+                row(Rights::Rootless, Check::Namespaces, None),
                 row(
-                    Tier::Rootless,
+                    Rights::Rootless,
                     Check::SubordinateIds,
                     Some("/etc/subuid has no ids for user root"),
                 ),
@@ -91,11 +92,13 @@ mod tests {
 uid                            0
 
 tier root: not available
+tier root-flat: not available
   no   namespaces: Operation not permitted (os error 1)
          so:     no step can run in this tier
          remedy: spec.hostUsers: false and containers[].securityContext.capabilities.add: [SYS_ADMIN], or privileged: true
 
 tier userns: available
+tier userns-flat: available
   yes  namespaces
   no   new /proc: Operation not permitted (os error 1)
          so:     steps get the pod's own /proc: they can see, but not look into, the builder's processes
@@ -103,6 +106,7 @@ tier userns: available
   yes  system call filter
 
 tier rootless: not available
+tier rootless-flat: not available
   yes  namespaces
   no   id map, subordinate ids: /etc/subuid has no ids for user root
          so:     owners of the base image's files can't be kept

@@ -1,4 +1,4 @@
-//! How does an upper directory become a layer? One pass, nothing stored:
+//! How do a stage's changes become a layer? One pass, nothing stored:
 //!
 //! ```text
 //! walk ─► tar ─► sha256 (diff ID) ─► deflate on all cores ─► one gzip member ─► sha256 (digest) ─► sink
@@ -11,19 +11,23 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::thread;
 
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify};
 use gzip::Blocks;
 use header::{Entry, Kind};
+use walk::{Found, Place};
 
+mod before;
 pub mod gzip;
 pub mod header;
+pub mod index;
 pub mod walk;
+mod xattrs;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,34 +124,61 @@ impl Classify for LayerError {
     }
 }
 
-/// True if `upper` holds a change: an empty stage makes no layer.
-///
-/// # Errors
-/// Transient, if it can't be read.
-pub fn has_changes(upper: &Path, lowers: &[PathBuf]) -> Result<bool, LayerError> {
-    /// Ends the walk at the first change.
-    struct First(bool);
-    impl walk::Entries for First {
-        fn entry(&mut self, _: Entry, _: Option<OwnedFd>) -> Result<(), LayerError> {
-            self.0 = true;
-            Err(LayerError::Write(io::ErrorKind::Interrupted.into()))
+/// Where a stage's changes are.
+#[derive(Clone, Debug)]
+pub enum Changes {
+    /// An overlay's.
+    Upper {
+        /// What was written.
+        upper: PathBuf,
+        /// What it lies above, top first.
+        below: Vec<PathBuf>,
+    },
+    /// A flat root's.
+    Listed {
+        /// All files.
+        root: PathBuf,
+        /// Those that changed, in order.
+        found: Arc<Vec<Found>>,
+    },
+}
+
+impl Changes {
+    /// True if there are none: an empty stage makes no layer.
+    ///
+    /// # Errors
+    /// Transient, if they can't be read.
+    pub fn is_empty(&self) -> Result<bool, LayerError> {
+        /// Ends the walk at the first change.
+        struct First(bool);
+        impl walk::Entries for First {
+            fn entry(&mut self, _: Entry, _: Place<'_>) -> Result<(), LayerError> {
+                self.0 = true;
+                Err(LayerError::Write(io::ErrorKind::Interrupted.into()))
+            }
+        }
+        let mut first = First(false);
+        match self.tell(None, &mut first) {
+            Err(_) if first.0 => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => Ok(true),
         }
     }
-    let mut first = First(false);
-    match walk::walk(upper, lowers, None, &mut first) {
-        Err(_) if first.0 => Ok(true),
-        Err(error) => Err(error),
-        Ok(()) => Ok(false),
+
+    fn tell(&self, newest: Option<u64>, entries: &mut dyn walk::Entries) -> Result<(), LayerError> {
+        match self {
+            Self::Upper { upper, below } => walk::walk(upper, below, newest, entries),
+            Self::Listed { root, found } => walk::replay(root, found, newest, entries),
+        }
     }
 }
 
-/// Writes what `upper` changes above `lowers` (top first) to `sink`, with one thread per core.
+/// Writes `changes` to `sink`, with one thread per core.
 ///
 /// # Errors
 /// See [`LayerError`].
 pub fn write_layer<S: Write + Send>(
-    upper: &Path,
-    lowers: &[PathBuf],
+    changes: &Changes,
     options: LayerOptions,
     sink: S,
 ) -> Result<(LayerDescriptor, S), LayerError> {
@@ -160,7 +191,7 @@ pub fn write_layer<S: Write + Send>(
                 entries: 0,
                 buffer: vec![0; 128 << 10],
             };
-            walk::walk(upper, lowers, options.source_date_epoch, &mut tar)?;
+            changes.tell(options.source_date_epoch, &mut tar)?;
             tar.out.write_all(&header::END)?;
             let (_, diff_id, size_bytes) = tar.out.finish();
             Ok::<_, LayerError>((diff_id, size_bytes, tar.entries))
@@ -185,13 +216,17 @@ struct TarWriter<'a> {
 }
 
 impl walk::Entries for TarWriter<'_> {
-    fn entry(&mut self, entry: Entry, content: Option<OwnedFd>) -> Result<(), LayerError> {
+    fn entry(&mut self, entry: Entry, (directory, path): Place<'_>) -> Result<(), LayerError> {
         self.entries += 1;
         self.out.write_all(&entry.header())?;
-        if let (Some(content), Kind::File { size_bytes }) = (content, &entry.kind) {
-            self.content(File::from(content), *size_bytes, &entry)?;
+        if let Kind::File { size_bytes } = entry.kind
+            && size_bytes > 0
+        {
+            let file = before::open_file(directory, path)
+                .map_err(|errno| walk::read_failed(&entry.name, errno))?;
+            self.content(file, size_bytes, &entry)?;
             self.out
-                .write_all(&[0; 511][..header::padding(*size_bytes)])?;
+                .write_all(&[0; 511][..header::padding(size_bytes)])?;
         }
         Ok(())
     }

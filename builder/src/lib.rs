@@ -12,7 +12,7 @@
 //! | what does the file say, and what does the target need? | [`containerfile`], [`ignore`], [`state`] |
 //! | which image, which bytes? | [`reference`], [`digest`], [`image`] |
 //! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`pull`], [`unpack`] |
-//! | where do a stage's writes go, and how does a step run? | [`overlay`], [`root`], [`copy`], [`fetch`], [`sandbox`] |
+//! | where do a stage's writes go, and how does a step run? | [`overlay`], [`flat`], [`root`], [`copy`], [`fetch`], [`sandbox`] |
 //! | how do changes become a layer? | [`layer`] |
 //! | in which order? who watches? who is told? | [`pipeline`], [`progress`], [`contract`], [`error`] |
 //!
@@ -26,6 +26,7 @@ pub mod digest;
 pub mod doctor;
 pub mod error;
 pub mod fetch;
+pub mod flat;
 pub mod ignore;
 pub mod image;
 pub mod layer;

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, utimensat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, utimensat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
@@ -21,13 +21,15 @@ use rustix::mount::{
 
 use crate::error::{Class, Classify};
 
-/// The namespace of the extended attributes in which overlayfs keeps its marks (`opaque`).
+/// The namespace of the extended attributes in which overlayfs keeps its marks (`opaque`), or we ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XattrPrefix {
     /// `trusted.overlay.`: with real root only.
     Trusted,
     /// `user.overlay.`: in a user namespace.
     User,
+    /// `user.strata.`: where there are no overlays. A file system that takes no overlay's marks takes these.
+    Own,
 }
 
 impl XattrPrefix {
@@ -51,6 +53,16 @@ impl XattrPrefix {
         match self {
             Self::Trusted => "trusted.overlay.opaque",
             Self::User => "user.overlay.opaque",
+            Self::Own => "user.strata.opaque",
+        }
+    }
+
+    /// What stands for a name that is gone; no layer has sockets.
+    #[must_use]
+    pub const fn whiteout(self) -> FileType {
+        match self {
+            Self::Trusted | Self::User => FileType::CharacterDevice,
+            Self::Own => FileType::Socket,
         }
     }
 }
@@ -269,7 +281,7 @@ fn mount_by_context(
         fsconfig_set_string(&context, *key, *value)?;
     }
     fsconfig_set_flag(&context, "volatile")?;
-    if xattrs == XattrPrefix::User {
+    if xattrs != XattrPrefix::Trusted {
         fsconfig_set_flag(&context, "userxattr")?;
     }
     fsconfig_create(&context)?;
@@ -307,7 +319,7 @@ fn mount_by_options(
     for (key, value) in standalone_upper(xattrs) {
         options.push_str(&format!(",{key}={value}"));
     }
-    if xattrs == XattrPrefix::User {
+    if xattrs != XattrPrefix::Trusted {
         options.push_str(",userxattr");
     }
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
@@ -328,6 +340,6 @@ const fn standalone_upper(xattrs: XattrPrefix) -> &'static [(&'static str, &'sta
             ("metacopy", "off"),
             ("redirect_dir", "nofollow"),
         ],
-        XattrPrefix::User => &[("index", "off")],
+        XattrPrefix::User | XattrPrefix::Own => &[("index", "off")],
     }
 }

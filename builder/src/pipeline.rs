@@ -23,6 +23,7 @@ use crate::contract::{
     BUILD_UID_ANNOTATION, BuildReport, FailedStep, Failure, Outcome, PhaseTime, REPORT_VERSION,
 };
 use crate::error::{Class, Classify, chain};
+use crate::flat::{FlatError, FlatRoot, merge};
 use crate::image::{Image, ImageError};
 use crate::layer::{LayerError, LayerOptions};
 use crate::overlay::OverlayError;
@@ -30,12 +31,12 @@ use crate::progress::{Event, Progress, StepNumber, millis};
 use crate::pull::{PullError, ResolvedImage, layer_directory, unpack_image, unpack_layers};
 use crate::reference::{InvalidReference, Reference};
 use crate::registry::{Registry, RegistryError};
-use crate::sandbox::{Entered, MountSpec};
+use crate::sandbox::{Entered, MountSpec, Storage};
 use crate::store::StoreError;
 use attempt::{Done, Left, Note, inputs};
 use bases::{Name, Outside, lowest_base};
 use layers::Layers;
-use stage::{Change, Earlier, Pulling, Stages, StepError};
+use stage::{Change, Earlier, Pulling, Stages, StepError, Unpacked};
 use target::Target;
 use todo::{Position, Todo, ancestors};
 
@@ -200,6 +201,9 @@ pub enum BuildError {
     /// A stage's file system.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    /// The same, without overlays.
+    #[error(transparent)]
+    Flat(#[from] FlatError),
     /// A stage's layer.
     #[error(transparent)]
     Layer(#[from] LayerError),
@@ -223,6 +227,7 @@ impl Classify for BuildError {
             Self::Image(error) => error.class(),
             Self::Step { source, .. } => source.class(),
             Self::Overlay(error) => error.class(),
+            Self::Flat(error) => error.class(),
             Self::Layer(error) => error.class(),
             Self::Task(_) => Class::INTERNAL,
         }
@@ -243,6 +248,7 @@ impl BuildError {
             | Self::Image(_)
             | Self::Step { .. }
             | Self::Overlay(_)
+            | Self::Flat(_)
             | Self::Layer(_) => false,
         }
     }
@@ -490,7 +496,14 @@ fn start_pulls(
                 size_bytes: image.manifest.layers.iter().map(|l| l.size_bytes).sum(),
                 millis: millis(began.elapsed()),
             });
-            Ok(directories)
+            if entered.tier.storage() == Storage::Overlay {
+                return Ok(Unpacked::Stack(directories));
+            }
+            let root = scratch.join("root");
+            let merging = tokio::task::spawn_blocking(move || {
+                merge(&directories, entered.xattrs, &root).map(|()| root)
+            });
+            Ok(Unpacked::Flat(Arc::new(FlatRoot::ours(merging.await??))))
         });
         (name, Pulling::Running(running))
     };
@@ -511,15 +524,19 @@ fn go_on(
         (layer.after, directory)
     });
     let directories = directories.collect();
-    let pulling = needs_files.then(|| {
-        let digest = image.digest;
-        let pull = async move { unpack_layers(&image, &scratch, entered.xattrs).await };
-        (digest, tokio::spawn(pull))
-    });
-    let earlier = Earlier {
+    let mut earlier = Earlier {
         directories,
-        pulling,
+        ..Earlier::default()
     };
+    match entered.tier.storage() {
+        Storage::Overlay if needs_files => {
+            let digest = image.digest;
+            let pull = async move { unpack_layers(&image, &scratch, entered.xattrs).await };
+            earlier.pulling = Some((digest, tokio::spawn(pull)));
+        }
+        Storage::Overlay => {}
+        Storage::Flat => earlier.image = Some(image),
+    }
     (layers, earlier)
 }
 

@@ -35,7 +35,7 @@ mod tier;
 pub use enter::{EnterError, Entered, enter};
 pub use probe::{ChoiceError, Probe, ProbeError, choose, probe};
 pub use run::{RunError, run};
-pub use tier::Tier;
+pub use tier::{Rights, Storage, Tier};
 
 /// Does what this program was re-executed for, if it was; to be called first in `main`. The exit status, or none for an ordinary call.
 #[must_use]

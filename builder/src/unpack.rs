@@ -8,7 +8,7 @@
 //!   them, folders that it only implies) is left to [`UnpackedLayer::settle`], which needs them to be there.
 //! * Nothing is written outside the directory: every path is walked one component at a time without following links, and symbolic links of
 //!   the layer are followed as a process inside the root would ([`tree`]).
-//! * A whiteout becomes a character device 0/0, an opaque mark an extended attribute, as overlayfs has them. Marks that a tar itself
+//! * A whiteout becomes a character device 0/0, an opaque mark an extended attribute, as overlayfs has them (or what [`XattrPrefix::Own`] says). Marks that a tar itself
 //!   brings along as `*.overlay.*` attributes are dropped: they could redirect a folder.
 //! * A layer whose digest is wrong never gets its name.
 //!
@@ -35,6 +35,7 @@ use crate::error::{Class, Classify};
 use crate::overlay::XattrPrefix;
 pub use entries::TarError;
 use place::Unpacker;
+pub(crate) use place::is_mark;
 use tree::Tree;
 
 /// What one layer may come to. The limits are far above any operating system's layer and far below a node's disk and inodes.

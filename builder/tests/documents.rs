@@ -195,21 +195,3 @@ fn list(root: &std::path::Path, below: &str, found: &mut Vec<String>) {
         }
     }
 }
-
-#[test]
-fn the_same_inputs_give_the_same_digest_in_both_tiers() {
-    if !can_build("the_same_inputs_give_the_same_digest_in_both_tiers") {
-        return;
-    }
-    for (name, text) in FILES {
-        let mut digests = Vec::new();
-        for tier in ["root", "userns", "root"] {
-            let workshop = Workshop::new();
-            workshop.file("a.txt", "a");
-            let epoch = ["--source-date-epoch", "1700000000", "--tier", tier];
-            digests.push(workshop.build(text, &epoch).ok().stdout);
-        }
-        digests.dedup();
-        assert_eq!(digests.len(), 1, "{name}: {digests:?}");
-    }
-}

@@ -45,13 +45,14 @@ impl Layers {
         let (target, options, progress) = (spec.push.clone(), spec.layers, Arc::clone(progress));
         let stage = stage.to_owned();
         let Change {
-            upper,
-            below,
             after,
+            changes,
+            reader,
         } = change;
         let layer = tokio::spawn(async move {
             let began = Instant::now();
-            let layer = target.push_layer(upper, below, options).await?;
+            let layer = target.push_layer(changes, options).await?;
+            drop(reader);
             progress.tell(&Event::Layer {
                 stage: &stage,
                 digest: layer.digest,

@@ -1,7 +1,7 @@
-//! What does a stage do to its file system? Its instructions in order, on an overlay over what it starts from.
+//! What does a stage do to its file system? Its instructions in order, on a root that begins as what it starts from.
 //!
-//! The overlay is mounted when the first instruction needs files, so a stage of metadata costs nothing and may start from an image whose
-//! files we don't have. Other stages see a finished one through an overlay of their own, never through its upper directory.
+//! Its root is made when the first instruction needs files, so a stage of metadata costs nothing and may start from an image whose files we
+//! don't have.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
-use super::bases::{Name, Outside, lowest_base};
+use super::bases::{Name, Outside};
 use super::todo::{Position, Todo};
 use super::{BuildError, BuildSpec, LayerPer};
 use crate::containerfile::graph::{BuildGraph, PlannedStage, Source, StageBase};
@@ -22,18 +22,20 @@ use crate::error::{Class, Classify};
 use crate::fetch::FetchError;
 use crate::ignore::{self, Ignore, IgnoreError};
 use crate::image::{History, ImageConfig};
-use crate::layer;
-use crate::overlay::{Overlay, OverlayError};
 use crate::progress::{Event, Progress, StepNumber, millis};
-use crate::pull::{PullError, settle_layers};
+use crate::pull::{PullError, ResolvedImage};
 use crate::root::{Root, RootError};
 use crate::sandbox::{Entered, ExitStatus, RunError};
 use crate::state::{StageState, StateError};
 use crate::unpack::UnpackedLayer;
 
 mod cache;
+mod files;
 mod run;
 mod transfer;
+
+pub use files::{Change, Pulling, Unpacked};
+use files::{Files, OpenRoot, View};
 
 /// An instruction that failed.
 #[derive(Debug, thiserror::Error)]
@@ -129,12 +131,6 @@ impl From<BuildError> for StepError {
     }
 }
 
-impl From<OverlayError> for StepError {
-    fn from(error: OverlayError) -> Self {
-        BuildError::from(error).into()
-    }
-}
-
 fn exit_text(status: ExitStatus) -> String {
     match status {
         ExitStatus::Exited(code) => format!("the command ended with status {code}"),
@@ -143,41 +139,15 @@ fn exit_text(status: ExitStatus) -> String {
     }
 }
 
-/// The files that a stage starts from or ends with.
-#[derive(Clone, Debug, Default)]
-struct Files {
-    /// Top first.
-    directories: Vec<PathBuf>,
-    /// The image whose files are below them.
-    image: Option<Name>,
-}
-
-/// Files that a stage has changed, ready to become a layer.
-#[derive(Clone, Debug)]
-pub struct Change {
-    /// What made them.
-    pub after: Position,
-    /// The changes.
-    pub upper: PathBuf,
-    /// What they are changes to, top first.
-    pub below: Vec<PathBuf>,
-}
-
-/// The files of an image on their way.
-pub enum Pulling {
-    /// Still coming.
-    Running(JoinHandle<Result<Vec<PathBuf>, PullError>>),
-    /// Here, top first.
-    Done(Vec<PathBuf>),
-}
-
 /// Layers of an earlier attempt, whose instructions are not run again.
 #[derive(Default)]
 pub struct Earlier {
     /// Where their files are, or will be, by what made them.
     pub directories: BTreeMap<Position, PathBuf>,
-    /// On their way, if any instruction needs them.
+    /// On their way, if any instruction needs them; where there are overlays.
     pub pulling: Option<EarlierPull>,
+    /// What they are pulled as; where there are none.
+    pub image: Option<ResolvedImage>,
 }
 
 /// Layers on their way, of the image with this digest.
@@ -223,42 +193,19 @@ pub struct Stages<'a> {
     ignored: Option<Option<Arc<Ignore>>>,
     /// Roots that files were taken from.
     views: BTreeMap<String, View>,
-}
-
-impl Files {
-    /// Puts a layer on top, made by the last instruction of `state`.
-    fn put(&mut self, directory: PathBuf, state: &mut StageState) {
-        self.directories.insert(0, directory);
-        if let Some(last) = state.image.history.last_mut() {
-            last.empty_layer = false;
-        }
-    }
-}
-
-/// A root file system to take files from.
-enum View {
-    Directory(PathBuf),
-    Overlay(Overlay),
-}
-
-impl View {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Directory(path) => path,
-            Self::Overlay(overlay) => overlay.merged(),
-        }
-    }
+    /// Roots with layers of an earlier attempt, where there are no overlays.
+    earlier_roots: usize,
 }
 
 /// The stage that is being built.
 struct Current<'a> {
     state: StageState,
-    /// Below the overlay.
+    /// What its root began as.
     below: Files,
-    overlay: Option<Overlay>,
-    /// Of all its overlays.
+    open: Option<OpenRoot>,
+    /// Of all its roots.
     scratch: PathBuf,
-    overlays: usize,
+    roots: usize,
     /// Instructions that are done, the present one included.
     after: Position,
     number: StepNumber,
@@ -301,6 +248,7 @@ impl<'a> Stages<'a> {
             created: created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             finished: BTreeMap::new(),
             views: BTreeMap::new(),
+            earlier_roots: 0,
             ignored: None,
         }
     }
@@ -393,19 +341,16 @@ impl<'a> Stages<'a> {
                     return Err(BuildError::ContextIsNoImage { name: name.clone() });
                 };
                 let base = self.outside.image(&called)?;
-                let files = Files {
-                    directories: Vec::new(),
-                    image: Some(called),
-                };
-                (StageState::start(base.image.config.clone(), scope), files)
+                let state = StageState::start(base.image.config.clone(), scope);
+                (state, Files::of_image(called))
             }
         };
         Ok(Current {
             state,
             below,
-            overlay: None,
+            open: None,
             scratch: self.spec.scratch.join(format!("stage-{index}")),
-            overlays: 0,
+            roots: 0,
             after: Position {
                 stage: index,
                 step: 0,
@@ -486,93 +431,6 @@ impl<'a> Stages<'a> {
         });
     }
 
-    /// Ends the overlay, if there is one; what it changed lies below from now on.
-    fn seal(&mut self, current: &mut Current<'_>) -> Result<(), BuildError> {
-        let Some(overlay) = current.overlay.take() else {
-            return Ok(());
-        };
-        let below = self.directories(&current.below)?;
-        let upper = overlay.unmount()?;
-        if layer::has_changes(&upper, &below)? {
-            current.below.put(upper.clone(), &mut current.state);
-            (current.on_change)(Change {
-                after: current.after,
-                upper,
-                below,
-            });
-        }
-        Ok(())
-    }
-
-    /// The stage's own root, writable.
-    fn root(&mut self, current: &mut Current<'_>) -> Result<Root, StepError> {
-        let overlay = match current.overlay.take() {
-            Some(overlay) => overlay,
-            None => {
-                let below = self.directories(&current.below)?;
-                let scratch = current.scratch.join(current.overlays.to_string());
-                current.overlays += 1;
-                make_folder(&scratch)?;
-                Overlay::mount(&below, &scratch, self.entered.xattrs)?
-            }
-        };
-        let root = Root::open(overlay.merged());
-        current.overlay = Some(overlay);
-        Ok(root?)
-    }
-
-    /// All directories of `files`, top first; waits for those that are still coming.
-    fn directories(&mut self, files: &Files) -> Result<Vec<PathBuf>, BuildError> {
-        let mut directories = files.directories.clone();
-        if let Some(name) = &files.image {
-            directories.extend(self.unpacked(name)?);
-        }
-        if directories.iter().any(|path| self.is_earlier(path)) {
-            self.settle_earlier()?;
-        }
-        Ok(directories)
-    }
-
-    fn is_earlier(&self, path: &Path) -> bool {
-        let mut known = self.earlier.directories.values();
-        known.any(|directory| directory == path)
-    }
-
-    /// Waits for the layers of the earlier attempt, and fits them to what is below them.
-    fn settle_earlier(&mut self) -> Result<(), BuildError> {
-        let Some((digest, pulling)) = self.earlier.pulling.take() else {
-            return Ok(());
-        };
-        let base = match lowest_base(self.graph, self.graph.target) {
-            Some(name) => self.unpacked(&name)?,
-            None => Vec::new(),
-        };
-        let layers = tokio::runtime::Handle::current().block_on(pulling)??;
-        settle_layers(layers, base).map_err(|source| PullError::Unpack { digest, source })?;
-        Ok(())
-    }
-
-    fn unpacked(&mut self, name: &Name) -> Result<Vec<PathBuf>, BuildError> {
-        if let Some(rootfs) = &self.outside.image(name)?.rootfs {
-            return Ok(vec![rootfs.clone()]);
-        }
-        match self.pulls.remove(name) {
-            Some(pulling) => {
-                let directories = match pulling {
-                    Pulling::Running(running) => {
-                        tokio::runtime::Handle::current().block_on(running)??
-                    }
-                    Pulling::Done(directories) => directories,
-                };
-                self.pulls
-                    .insert(name.clone(), Pulling::Done(directories.clone()));
-                Ok(directories)
-            }
-            // Every image whose files are used is on the list of those to pull.
-            None => Ok(Vec::new()),
-        }
-    }
-
     fn is_directory(&self, source: &Source) -> bool {
         Name::of_source(source).is_some_and(|name| self.outside.directory(&name).is_some())
     }
@@ -618,46 +476,6 @@ impl<'a> Stages<'a> {
             copy(&everything, &from, Some(&rule), &into)?;
         }
         Ok(copied)
-    }
-
-    /// Where files of `source` are.
-    fn view(&mut self, source: &Source) -> Result<PathBuf, StepError> {
-        let (key, files) = match source {
-            Source::MainContext => return Ok(self.spec.context.clone()),
-            Source::Empty => ("empty".to_owned(), Files::default()),
-            Source::Stage(index) => (
-                format!("of-stage-{index}"),
-                self.finished[index].files.clone(),
-            ),
-            Source::Context(name) | Source::Image(name) => {
-                let called = Name::of_source(source);
-                let called =
-                    called.ok_or_else(|| BuildError::ContextIsNoImage { name: name.clone() })?;
-                if let Some(directory) = self.outside.directory(&called) {
-                    return Ok(directory.to_owned());
-                }
-                let files = Files {
-                    directories: Vec::new(),
-                    image: Some(called),
-                };
-                (format!("of-image {name}"), files)
-            }
-        };
-        if let Some(view) = self.views.get(&key) {
-            return Ok(view.path().to_owned());
-        }
-        let directories = self.directories(&files)?;
-        let view = match directories.as_slice() {
-            [only] => View::Directory(only.clone()),
-            directories => {
-                let scratch = self.spec.scratch.join(format!("view-{}", self.views.len()));
-                make_folder(&scratch)?;
-                View::Overlay(Overlay::mount(directories, &scratch, self.entered.xattrs)?)
-            }
-        };
-        let path = view.path().to_owned();
-        self.views.insert(key, view);
-        Ok(path)
     }
 }
 

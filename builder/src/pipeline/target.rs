@@ -1,7 +1,6 @@
 //! Where does the image go, and what has to be moved? Layers that are there stay where they are.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use crate::contract::{BUILD_UID_ANNOTATION, Outcome};
 use crate::digest::Digest;
 use crate::error::{Class, Classify as _, chain};
 use crate::image::{Assembled, Descriptor, MANIFEST_MEDIA_TYPE, Manifest};
-use crate::layer::{LayerDescriptor, LayerOptions, write_layer};
+use crate::layer::{Changes, LayerDescriptor, LayerOptions, write_layer};
 use crate::layout::{Layout, LayoutError};
 use crate::progress::{Event, Progress, millis};
 use crate::reference::Reference;
@@ -166,19 +165,16 @@ impl Target {
         Ok(copied_bytes)
     }
 
-    /// Writes what `upper` changes above `lowers` as a layer and uploads it meanwhile. The registry client resumes a broken upload by itself; one that the
+    /// Writes `changes` as a layer and uploads it meanwhile. The registry client resumes a broken upload by itself; one that the
     /// registry has forgotten begins again here, as only we can make the bytes again.
     pub(super) async fn push_layer(
         &self,
-        upper: PathBuf,
-        lowers: Vec<PathBuf>,
+        changes: Changes,
         options: LayerOptions,
     ) -> Result<LayerDescriptor, BuildError> {
         let mut attempt = 1;
         loop {
-            let pushed = self
-                .push_layer_once(upper.clone(), lowers.clone(), options)
-                .await;
+            let pushed = self.push_layer_once(changes.clone(), options).await;
             match pushed {
                 Err(BuildError::Store(error))
                     if attempt < LAYER_ATTEMPTS && is_lost_upload(&error) =>
@@ -193,13 +189,12 @@ impl Target {
 
     async fn push_layer_once(
         &self,
-        upper: PathBuf,
-        lowers: Vec<PathBuf>,
+        changes: Changes,
         options: LayerOptions,
     ) -> Result<LayerDescriptor, BuildError> {
         let (send, mut receive) = mpsc::channel(BLOCKS_WAITING);
         let writer = tokio::task::spawn_blocking(move || {
-            write_layer(&upper, &lowers, options, ChannelWriter(send)).map(|(layer, _)| layer)
+            write_layer(&changes, options, ChannelWriter(send)).map(|(layer, _)| layer)
         });
         let uploaded: Result<_, StoreError> = async {
             let mut upload = self.store.upload()?;

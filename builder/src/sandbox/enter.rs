@@ -12,7 +12,7 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
-use super::{ExitStatus, Tier, kernel, subordinate};
+use super::{ExitStatus, Rights, Storage, Tier, kernel, subordinate};
 use crate::error::{Class, Classify};
 use crate::overlay::{OverlayError, XattrPrefix};
 
@@ -34,7 +34,7 @@ const MAPPED: &str = "mapped";
 pub struct Entered {
     /// Which one.
     pub tier: Tier,
-    /// Where overlay marks are kept here.
+    /// Where marks of layers are kept here.
     pub xattrs: XattrPrefix,
 }
 
@@ -88,13 +88,13 @@ pub fn enter(tier: Tier) -> Result<Entered, EnterError> {
     if threads != 1 {
         return Err(EnterError::Threads(threads));
     }
-    match tier {
-        Tier::Root => {
+    match tier.rights() {
+        Rights::Root => {
             kernel::unshare(UnshareFlags::NEWNS).map_err(refused("make a mount namespace"))?
         }
-        Tier::Userns => enter_user_namespace(&write_identity_maps)
+        Rights::Userns => enter_user_namespace(&write_identity_maps)
             .map_err(refused("make a user namespace with the ids of this one"))?,
-        Tier::Rootless => enter_user_namespace(&subordinate::write_maps)
+        Rights::Rootless => enter_user_namespace(&subordinate::write_maps)
             .map_err(refused("make a user namespace with subordinate ids"))?,
     }
     make_mounts_private().map_err(refused("make the mounts private"))?;
@@ -104,7 +104,10 @@ pub fn enter(tier: Tier) -> Result<Entered, EnterError> {
         .map_err(|errno| refused("hide the memory")(errno.into()))?;
     Ok(Entered {
         tier,
-        xattrs: XattrPrefix::of_this_process()?,
+        xattrs: match tier.storage() {
+            Storage::Overlay => XattrPrefix::of_this_process()?,
+            Storage::Flat => XattrPrefix::Own,
+        },
     })
 }
 

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{
-    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink,
+    DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt, chown, symlink,
 };
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recu
 use super::kernel::{Restriction, restrict};
 use super::step::{Doing, Failed, HOST_NAME, StepOrder};
 use super::{Access, MountSpec, StepMount};
-use crate::copy::{CopyRequest, copy};
+use crate::flat::copy_tree;
 use crate::overlay::{Overlay, XattrPrefix};
 use crate::root::Root;
 
@@ -347,19 +347,7 @@ fn throwaway(source: &Path, directory: bool, scratch: &Path) -> io::Result<PathB
         return Ok(merged);
     }
     let copied = scratch.join("copy");
-    fs::create_dir_all(&copied)?;
-    let everything = CopyRequest {
-        sources: vec![".".to_owned()],
-        destination: "/".to_owned(),
-        ..CopyRequest::default()
-    };
-    let roots = Root::open(source)
-        .and_then(|from| Ok((from, Root::open(&copied)?)))
-        .map_err(io::Error::other)?;
-    copy(&everything, &roots.0, None, &roots.1).map_err(io::Error::other)?;
-    let attributes = fs::metadata(source)?;
-    chown(&copied, Some(attributes.uid()), Some(attributes.gid()))?;
-    fs::set_permissions(&copied, attributes.permissions())?;
+    copy_tree(source, &copied).map_err(io::Error::other)?;
     Ok(copied)
 }
 

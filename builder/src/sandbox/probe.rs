@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use super::Tier;
+use super::{Rights, Storage, Tier};
 use crate::error::{Class, Classify};
 
 mod attempts;
@@ -60,8 +60,8 @@ pub enum Check {
 /// A check and how it went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
-    /// The tier that it was tried for.
-    pub tier: Tier,
+    /// With which rights it was tried.
+    pub rights: Rights,
     /// What was tried.
     pub check: Check,
     /// Why it failed; none if it works.
@@ -73,7 +73,7 @@ pub struct Row {
 pub struct Probe {
     /// Who we are: names and values, for people.
     pub facts: Vec<(String, String)>,
-    /// In order of trying; a tier's first failure may leave out its other rows.
+    /// In order of trying; the first failure of some rights may leave out their other rows.
     pub rows: Vec<Row>,
 }
 
@@ -114,17 +114,15 @@ impl Check {
         }
     }
 
-    /// True if a tier can't do without it.
+    /// True if a tier with this storage can't do without it.
     #[must_use]
-    pub const fn is_required(self) -> bool {
+    pub const fn is_required(self, storage: Storage) -> bool {
         match self {
+            Self::Overlay | Self::Whiteout | Self::Opaque => matches!(storage, Storage::Overlay),
             Self::ShiftedMap | Self::SingleMap | Self::FileCapabilities | Self::Proc => false,
             Self::Namespaces
             | Self::IdentityMap
             | Self::SubordinateIds
-            | Self::Overlay
-            | Self::Whiteout
-            | Self::Opaque
             | Self::Chown
             | Self::Tmpfs
             | Self::Devpts
@@ -142,9 +140,9 @@ impl Check {
                 "owners of the base image's files can't be kept"
             }
             Self::ShiftedMap | Self::SingleMap => "nothing: no tier uses it",
-            Self::Overlay => "the base can't be changed without a copy of it",
-            Self::Whiteout => "steps can't remove files of the base",
-            Self::Opaque => "steps can't replace directories of the base",
+            Self::Overlay | Self::Whiteout | Self::Opaque => {
+                "only the flat tier runs, which unpacks a base for itself and looks through all files for changes"
+            }
             Self::Chown => "files can't have the owners that packages give them",
             Self::FileCapabilities => "packages that set file capabilities fail to install",
             Self::Proc => {
@@ -157,16 +155,16 @@ impl Check {
 
     /// The change of the pod, or the machine, that would allow it.
     #[must_use]
-    pub const fn remedy(self, tier: Tier) -> &'static str {
-        match (self, tier) {
-            (Self::Namespaces, Tier::Root) => {
+    pub const fn remedy(self, rights: Rights) -> &'static str {
+        match (self, rights) {
+            (Self::Namespaces, Rights::Root) => {
                 "spec.hostUsers: false and containers[].securityContext.capabilities.add: [SYS_ADMIN], or privileged: true"
             }
-            (Self::Namespaces, Tier::Userns | Tier::Rootless) => {
+            (Self::Namespaces, Rights::Userns | Rights::Rootless) => {
                 "spec.hostUsers: false and no seccompProfile of type RuntimeDefault; on OpenShift the SCC nested-container; \
                  on the node, sysctls user.max_user_namespaces above 0 and kernel.apparmor_restrict_unprivileged_userns=0"
             }
-            (Self::Chown, Tier::Rootless) => {
+            (Self::Chown, Rights::Rootless) => {
                 "65536 subordinate ids in /etc/subuid and /etc/subgid for this user"
             }
             (Self::IdentityMap | Self::ShiftedMap | Self::Chown, _) => {
@@ -195,27 +193,30 @@ impl Check {
 }
 
 impl Probe {
-    /// The required checks that failed for `tier`.
-    pub fn obstacles(&self, tier: Tier) -> impl Iterator<Item = &Row> {
-        self.rows
-            .iter()
-            .filter(move |row| row.tier == tier && row.check.is_required() && row.failure.is_some())
+    /// The rows that decide about `tier`.
+    fn rows_of(&self, tier: Tier) -> impl Iterator<Item = &Row> {
+        let counts =
+            move |row: &&Row| row.rights == tier.rights() && row.check.is_required(tier.storage());
+        self.rows.iter().filter(counts)
     }
 
-    /// How many checks of `tier` went well.
+    /// The required checks that failed for `tier`.
+    pub fn obstacles(&self, tier: Tier) -> impl Iterator<Item = &Row> {
+        self.rows_of(tier).filter(|row| row.failure.is_some())
+    }
+
+    /// How many required checks of `tier` went well.
     fn works(&self, tier: Tier) -> usize {
-        let works = |row: &&Row| row.tier == tier && row.failure.is_none();
-        self.rows.iter().filter(works).count()
+        self.rows_of(tier)
+            .filter(|row| row.failure.is_none())
+            .count()
     }
 
     /// True if a build would run in `tier`.
     #[must_use]
     pub fn allows(&self, tier: Tier) -> bool {
         self.obstacles(tier).next().is_none()
-            && self
-                .rows
-                .iter()
-                .any(|row| row.tier == tier && row.check == Check::Seccomp)
+            && self.rows_of(tier).any(|row| row.check == Check::Seccomp)
     }
 }
 
@@ -308,10 +309,10 @@ fn facts() -> Vec<(String, String)> {
 }
 
 /// Says how a check went; the pipe's other end collects the lines.
-fn tell(tier: Tier, check: Check, result: io::Result<()>) -> bool {
+fn tell(rights: Rights, check: Check, result: io::Result<()>) -> bool {
     let works = result.is_ok();
     let row = Row {
-        tier,
+        rights,
         check,
         failure: result.err().map(|error| chain(&error)),
     };
@@ -341,9 +342,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    fn row(tier: Tier, check: Check, failure: Option<&str>) -> Row {
+    fn row(rights: Rights, check: Check, failure: Option<&str>) -> Row {
         Row {
-            tier,
+            rights,
             check,
             failure: failure.map(str::to_owned),
         }
@@ -352,28 +353,27 @@ mod tests {
     #[test]
     fn a_tier_is_allowed_if_all_that_it_requires_was_tried_and_works() {
         let works = vec![
-            row(Tier::Userns, Check::Namespaces, None),
-            row(Tier::Userns, Check::Proc, Some("no")),
-            row(Tier::Userns, Check::Seccomp, None),
+            row(Rights::Userns, Check::Namespaces, None),
+            row(Rights::Userns, Check::Proc, Some("no")),
+            row(Rights::Userns, Check::Seccomp, None),
         ];
         let mut without_overlay = works.clone();
-        without_overlay.insert(1, row(Tier::Userns, Check::Overlay, Some("no")));
-        for (rows, userns, root) in [
-            (works.clone(), true, false),
-            (without_overlay, false, false),
-            (works[..2].to_vec(), false, false),
-            (vec![], false, false),
+        without_overlay.insert(1, row(Rights::Userns, Check::Overlay, Some("no")));
+        for (rows, allowed) in [
+            (works.clone(), &[Tier::Userns, Tier::UsernsFlat][..]),
+            (without_overlay, &[Tier::UsernsFlat]),
+            (works[..2].to_vec(), &[]),
+            (vec![], &[]),
         ] {
             let probe = Probe {
                 facts: Vec::new(),
                 rows,
             };
-            assert_eq!(
-                (probe.allows(Tier::Userns), probe.allows(Tier::Root)),
-                (userns, root),
-                "{:?}",
-                probe.rows
-            );
+            let found: Vec<Tier> = Tier::LADDER
+                .into_iter()
+                .filter(|tier| probe.allows(*tier))
+                .collect();
+            assert_eq!(found, allowed, "{:?}", probe.rows);
         }
     }
 }

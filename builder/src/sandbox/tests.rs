@@ -224,7 +224,9 @@ fn a_step_has_the_container_default_capabilities_and_no_more() {
     );
     // The node can be made with real root only, and leads nowhere.
     let refusal = match XattrPrefix::of_this_process().unwrap() {
-        XattrPrefix::Trusted => "cat: can't open '/data/null': Permission denied",
+        XattrPrefix::Own | XattrPrefix::Trusted => {
+            "cat: can't open '/data/null': Permission denied"
+        }
         XattrPrefix::User => "mknod: /data/null: Operation not permitted",
     };
     assert_eq!(
@@ -625,15 +627,15 @@ fn the_probe_finds_both_tiers_for_real_root_and_leaves_nothing() {
             probe.allows(Tier::Root) && probe.allows(Tier::Userns),
             "{text}"
         );
-        let rows = |tier| probe.rows.iter().filter(move |row| row.tier == tier);
+        let rows = |rights| probe.rows.iter().filter(move |row| row.rights == rights);
         assert!(
-            rows(Tier::Root)
-                .chain(rows(Tier::Userns))
+            rows(Rights::Root)
+                .chain(rows(Rights::Userns))
                 .all(|row| row.failure.is_none()),
             "{text}"
         );
-        assert_eq!(rows(Tier::Root).count(), 11, "{text}");
-        assert_eq!(rows(Tier::Userns).count(), 12, "{text}");
+        assert_eq!(rows(Rights::Root).count(), 11, "{text}");
+        assert_eq!(rows(Rights::Userns).count(), 12, "{text}");
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
 }

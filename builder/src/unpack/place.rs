@@ -161,13 +161,8 @@ impl Unpacker {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(WalkError::System("open", errno)),
         }
-        let whiteout = mknodat(
-            &parent.fd,
-            name,
-            FileType::CharacterDevice,
-            Mode::empty(),
-            0,
-        );
+        let kind = self.tree.whiteout();
+        let whiteout = mknodat(&parent.fd, name, kind, Mode::empty(), 0);
         match whiteout {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(errno) => Err(WalkError::System("make a whiteout of", errno)),
@@ -362,16 +357,18 @@ fn times(entry: &Entry) -> Timestamps {
     }
 }
 
-/// All but overlayfs' own marks, with which a layer could redirect or hide what isn't its own.
+/// All but overlayfs' marks and ours, with which a layer could redirect or hide what isn't its own.
 fn kept(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&OsStr, &[u8])> {
     xattrs
         .iter()
-        .filter(|(name, _)| !is_overlay_mark(name))
+        .filter(|(name, _)| !is_mark(name))
         .map(|(name, value)| (OsStr::from_bytes(name), value.as_slice()))
 }
 
-pub(super) fn is_overlay_mark(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+pub(crate) fn is_mark(name: &[u8]) -> bool {
+    [&b"trusted.overlay."[..], b"user.overlay.", b"user.strata."]
+        .iter()
+        .any(|marks| name.starts_with(marks))
 }
 
 /// Labels and privileged attributes that the kernel doesn't let us set are left out; those are the machine's to decide.

@@ -18,7 +18,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::place::{is_overlay_mark, tolerated};
+use super::place::{is_mark, tolerated};
 use super::tree::{Folder, Tree, WalkError, is_whiteout, open_folder};
 use super::{UnpackError, UnpackedLayer, open_root, write};
 use crate::overlay::XattrPrefix;
@@ -282,7 +282,7 @@ fn copy_attributes(from: impl AsFd, stat: &Stat, to: impl AsFd) -> Result<(), Er
     let names = list[..length]
         .split(|&byte| byte == 0)
         .filter(|name| !name.is_empty());
-    for name in names.filter(|name| !is_overlay_mark(name)) {
+    for name in names.filter(|name| !is_mark(name)) {
         let name = OsStr::from_bytes(name);
         let mut value = vec![0; fgetxattr_query(&from, name)?];
         let length = fgetxattr(&from, name, &mut value)?;

@@ -192,6 +192,11 @@ impl Tree {
         Ok(folder)
     }
 
+    /// What hides a name of the lower layers.
+    pub fn whiteout(&self) -> FileType {
+        self.marks.whiteout()
+    }
+
     /// Hides what lower layers have in the folder.
     pub fn make_opaque(&self, folder: &Folder) -> Result<(), WalkError> {
         fsetxattr(&folder.fd, self.marks.opaque(), b"y", XattrFlags::empty())
@@ -239,10 +244,13 @@ pub(super) fn open_folder(parent: &Folder, name: &OsStr) -> Result<Folder, Errno
     })
 }
 
-/// Whether `name` is a whiteout of overlayfs.
+/// Whether `name` is a whiteout, of overlayfs or ours.
 pub(super) fn is_whiteout(parent: &Folder, name: &OsStr) -> bool {
     statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::CharacterDevice => stat.st_rdev == 0,
+            kind => kind == FileType::Socket,
+        }
     })
 }
 

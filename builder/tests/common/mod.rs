@@ -260,7 +260,7 @@ impl Image {
     }
 }
 
-fn entries(layer: &[u8]) -> Vec<(String, String)> {
+pub fn entries(layer: &[u8]) -> Vec<(String, String)> {
     let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(layer));
     let mut found = Vec::new();
     for entry in tar.entries().unwrap() {

@@ -1,5 +1,6 @@
 //! Does it work when tried? Runs in `internal-probe`, a process with one thread; every attempt that changes a process has its own.
 
+use std::error::Error as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, chown};
@@ -15,7 +16,7 @@ use crate::overlay::{Overlay, XattrPrefix};
 use crate::sandbox::enter::{
     WriteMaps, become_root_inside, make_mounts_private, write_identity_maps,
 };
-use crate::sandbox::{Tier, kernel, seccomp, subordinate};
+use crate::sandbox::{Rights, kernel, seccomp, subordinate};
 
 /// What one attempt does.
 type Attempt<'a> = &'a dyn Fn() -> io::Result<()>;
@@ -27,40 +28,40 @@ pub(in crate::sandbox) fn main() -> u8 {
     };
     let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
     if tell(
-        Tier::Root,
+        Rights::Root,
         Check::Namespaces,
         in_child(&|| kernel::unshare(namespaces | UnshareFlags::NEWPID)),
     ) {
         let folder = scratch.join("root");
         report_unexpected(
-            Tier::Root,
+            Rights::Root,
             in_child(&|| {
                 kernel::unshare(namespaces)?;
-                inside(Tier::Root, &folder)
+                inside(Rights::Root, &folder)
             }),
         );
     }
-    for tier in [Tier::Userns, Tier::Rootless] {
-        with_user_namespace(tier, namespaces, &scratch.join(tier.name()));
+    for rights in [Rights::Userns, Rights::Rootless] {
+        with_user_namespace(rights, namespaces, &scratch.join(rights.name()));
     }
     0
 }
 
-fn with_user_namespace(tier: Tier, namespaces: UnshareFlags, folder: &Path) {
+fn with_user_namespace(rights: Rights, namespaces: UnshareFlags, folder: &Path) {
     let with_user = namespaces | UnshareFlags::NEWUSER | UnshareFlags::NEWPID;
     let unshared = in_child(&|| kernel::unshare(with_user));
-    if !tell(tier, Check::Namespaces, unshared) {
+    if !tell(rights, Check::Namespaces, unshared) {
         return;
     }
     let maps = |map: WriteMaps<'_>| in_mapped_child(namespaces, map, &|| Ok(()));
-    let map: WriteMaps<'_> = match tier {
-        Tier::Root | Tier::Userns => {
-            if !tell(tier, Check::IdentityMap, maps(&write_identity_maps)) {
+    let map: WriteMaps<'_> = match rights {
+        Rights::Root | Rights::Userns => {
+            if !tell(rights, Check::IdentityMap, maps(&write_identity_maps)) {
                 let shifted = maps(&|pid| write_map(pid, "0 1 65535\n", true));
-                tell(tier, Check::ShiftedMap, shifted);
+                tell(rights, Check::ShiftedMap, shifted);
                 let own = format!("0 {} 1\n", rustix::process::geteuid().as_raw());
                 tell(
-                    tier,
+                    rights,
                     Check::SingleMap,
                     maps(&|pid| write_map(pid, &own, false)),
                 );
@@ -68,31 +69,31 @@ fn with_user_namespace(tier: Tier, namespaces: UnshareFlags, folder: &Path) {
             }
             &write_identity_maps
         }
-        Tier::Rootless => {
+        Rights::Rootless => {
             let mapped = maps(&subordinate::write_maps);
-            if !tell(tier, Check::SubordinateIds, mapped) {
+            if !tell(rights, Check::SubordinateIds, mapped) {
                 return;
             }
             &subordinate::write_maps
         }
     };
     report_unexpected(
-        tier,
-        in_mapped_child(namespaces, map, &|| inside(tier, folder)),
+        rights,
+        in_mapped_child(namespaces, map, &|| inside(rights, folder)),
     );
 }
 
 /// The attempts tell about themselves; what fails between them is told as a failure of the last one.
-fn report_unexpected(tier: Tier, result: io::Result<()>) {
+fn report_unexpected(rights: Rights, result: io::Result<()>) {
     if result.is_err() {
-        tell(tier, Check::Seccomp, result);
+        tell(rights, Check::Seccomp, result);
     }
 }
 
 /// Everything that is tried once the tier's namespaces are there.
-fn inside(tier: Tier, folder: &Path) -> io::Result<()> {
+fn inside(rights: Rights, folder: &Path) -> io::Result<()> {
     make_mounts_private()?;
-    overlay_attempts(tier, folder)?;
+    file_attempts(rights, folder)?;
     let point = folder.join("point");
     fs::create_dir_all(&point)?;
     let at = |kind: &'static str, options: Option<&std::ffi::CStr>| {
@@ -107,7 +108,7 @@ fn inside(tier: Tier, folder: &Path) -> io::Result<()> {
         })
     };
     tell(
-        tier,
+        rights,
         Check::Proc,
         in_child(&|| {
             kernel::unshare(UnshareFlags::NEWPID)?;
@@ -122,41 +123,61 @@ fn inside(tier: Tier, folder: &Path) -> io::Result<()> {
             })
         }),
     );
-    tell(tier, Check::Tmpfs, at("tmpfs", Some(c"mode=0755")));
+    tell(rights, Check::Tmpfs, at("tmpfs", Some(c"mode=0755")));
     tell(
-        tier,
+        rights,
         Check::Devpts,
         at("devpts", Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5")),
     );
     tell(
-        tier,
+        rights,
         Check::Sys,
         in_child(&|| {
             mount_bind_recursive("/sys", &point)?;
             kernel::restrict(&point, kernel::Restriction::ReadOnly)
         }),
     );
-    tell(tier, Check::Seccomp, in_child(&seccomp::install));
+    tell(rights, Check::Seccomp, in_child(&seccomp::install));
     Ok(())
 }
 
-fn overlay_attempts(tier: Tier, folder: &Path) -> io::Result<()> {
+fn file_attempts(rights: Rights, folder: &Path) -> io::Result<()> {
     let base = folder.join("base");
     fs::create_dir_all(base.join("directory"))?;
     fs::write(base.join("file"), "lower")?;
     let xattrs = XattrPrefix::of_this_process().map_err(io::Error::other)?;
-    let overlay = match Overlay::mount(&[base], &folder.join("stage"), xattrs) {
-        Ok(overlay) => overlay,
-        Err(error) => {
-            tell(
-                tier,
-                Check::Overlay,
-                Err(io::Error::other(super::chain(&error))),
-            );
-            return Ok(());
-        }
-    };
-    tell(tier, Check::Overlay, Ok(()));
+    let overlay = Overlay::mount(&[base], &folder.join("stage"), xattrs);
+    let told = overlay.as_ref().map(|_| ()).map_err(|error| {
+        // Where it was tried is of no interest.
+        let cause = error.source().map(ToString::to_string);
+        io::Error::other(cause.unwrap_or_else(|| error.to_string()))
+    });
+    tell(rights, Check::Overlay, told);
+    let overlay = overlay.ok();
+    if let Some(overlay) = &overlay {
+        overlay_attempts(rights, overlay, xattrs);
+    }
+    // Without overlays it has to work beside them.
+    let new = overlay.as_ref().map_or(folder, Overlay::merged).join("new");
+    fs::write(&new, "new")?;
+    tell(rights, Check::Chown, chown(&new, Some(1234), Some(65534)));
+    // Version 2, CAP_NET_BIND_SERVICE permitted and effective.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let set = rustix::fs::lsetxattr(
+        &new,
+        "security.capability",
+        &capability,
+        XattrFlags::empty(),
+    );
+    tell(
+        rights,
+        Check::FileCapabilities,
+        set.map_err(io::Error::from),
+    );
+    Ok(())
+}
+
+fn overlay_attempts(rights: Rights, overlay: &Overlay, xattrs: XattrPrefix) {
     let (merged, upper) = (overlay.merged(), overlay.upper());
     let whiteout = || {
         fs::remove_file(merged.join("file"))?;
@@ -167,7 +188,7 @@ fn overlay_attempts(tier: Tier, folder: &Path) -> io::Result<()> {
             Err(io::Error::other("no whiteout in the upper directory"))
         }
     };
-    tell(tier, Check::Whiteout, whiteout());
+    tell(rights, Check::Whiteout, whiteout());
     let opaque = || {
         fs::remove_dir(merged.join("directory"))?;
         fs::create_dir(merged.join("directory"))?;
@@ -179,23 +200,7 @@ fn overlay_attempts(tier: Tier, folder: &Path) -> io::Result<()> {
             Err(io::Error::other("not marked in the upper directory"))
         }
     };
-    tell(tier, Check::Opaque, opaque());
-    fs::write(merged.join("new"), "upper")?;
-    tell(
-        tier,
-        Check::Chown,
-        chown(merged.join("new"), Some(1234), Some(65534)),
-    );
-    // Version 2, CAP_NET_BIND_SERVICE permitted and effective.
-    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let set = rustix::fs::lsetxattr(
-        merged.join("new"),
-        "security.capability",
-        &capability,
-        XattrFlags::empty(),
-    );
-    tell(tier, Check::FileCapabilities, set.map_err(io::Error::from));
-    Ok(())
+    tell(rights, Check::Opaque, opaque());
 }
 
 /// Runs `attempt` in a child and brings its error back.

@@ -1,13 +1,13 @@
 //! Which tier runs, given what was asked for and what the machine allows? Pure.
 
-use super::{Probe, Tier};
+use super::{Probe, Storage, Tier};
 use crate::error::{Class, Classify};
 
 /// No tier can be chosen.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChoiceError {
     /// There is no such tier.
-    #[error("there is no tier {0:?}: use auto or one of {names}", names = names())]
+    #[error("there is no tier {0:?}: use auto, flat or one of {names}", names = names())]
     Unknown(String),
     /// The machine doesn't allow it.
     #[error("this machine does not allow tier {}; {obstacle}; remedy: {remedy}; see `strata-builder doctor`", tier.name())]
@@ -34,14 +34,18 @@ fn names() -> String {
     Tier::LADDER.map(Tier::name).join(", ")
 }
 
-/// The tier to enter for `requested`: a tier's name, or `auto` for the best that is allowed.
+/// The tier to enter for `requested`: a tier's name, `flat` for the best without overlays, or `auto` for the best that is allowed.
 ///
 /// # Errors
 /// Permanent, for a name that isn't known; Rights, if the machine refuses.
 pub fn choose(requested: &str, probe: &Probe) -> Result<Tier, ChoiceError> {
     let wanted: Vec<Tier> = Tier::LADDER
         .into_iter()
-        .filter(|tier| requested == "auto" || requested == tier.name())
+        .filter(|tier| match requested {
+            "auto" => true,
+            "flat" => tier.storage() == Storage::Flat,
+            name => name == tier.name(),
+        })
         .collect();
     if let Some(tier) = wanted.iter().find(|tier| probe.allows(**tier)) {
         return Ok(*tier);
@@ -68,7 +72,7 @@ pub fn obstacle(probe: &Probe, tier: Tier) -> (String, &'static str) {
             let failure = row.failure.as_deref().unwrap_or_default();
             (
                 format!("{}: {failure}", row.check.name()),
-                row.check.remedy(tier),
+                row.check.remedy(tier.rights()),
             )
         },
     )
@@ -80,33 +84,42 @@ mod tests {
     use super::*;
 
     fn probe(works: &[Tier]) -> Probe {
-        let rows = Tier::LADDER.map(|tier| Row {
-            tier,
-            check: Check::Seccomp,
-            failure: if works.contains(&tier) {
-                None
-            } else {
-                Some("Operation not permitted".to_owned())
-            },
-        });
+        let mut rows = Vec::new();
+        for tier in Tier::LADDER {
+            let check = match tier.storage() {
+                Storage::Overlay => Check::Overlay,
+                Storage::Flat => Check::Seccomp,
+            };
+            let failure = (!works.contains(&tier)).then(|| "Operation not permitted".to_owned());
+            let rights = tier.rights();
+            rows.push(Row {
+                rights,
+                check,
+                failure,
+            });
+        }
         Probe {
             facts: Vec::new(),
-            rows: rows.to_vec(),
+            rows,
         }
     }
 
     #[test]
     fn auto_takes_the_best_tier_and_a_name_takes_that_one() {
         for (requested, works, expected) in [
-            ("auto", &[Tier::Root, Tier::Userns][..], Some(Tier::Root)),
-            ("auto", &[Tier::Userns, Tier::Rootless], Some(Tier::Userns)),
-            ("auto", &[Tier::Rootless], Some(Tier::Rootless)),
+            ("auto", &Tier::LADDER[..], Some(Tier::Root)),
+            ("auto", &Tier::LADDER[1..], Some(Tier::Userns)),
+            ("auto", &Tier::LADDER[2..], Some(Tier::Rootless)),
+            ("auto", &Tier::LADDER[3..], Some(Tier::RootFlat)),
+            ("auto", &[Tier::RootlessFlat], Some(Tier::RootlessFlat)),
             ("auto", &[], None),
-            ("userns", &[Tier::Root, Tier::Userns], Some(Tier::Userns)),
-            ("userns", &[Tier::Root], None),
-            ("rootless", &[Tier::Root], None),
-            ("root", &[Tier::Userns], None),
-            ("best", &[Tier::Root], None),
+            ("flat", &Tier::LADDER, Some(Tier::RootFlat)),
+            ("flat", &Tier::LADDER[4..], Some(Tier::UsernsFlat)),
+            ("userns", &Tier::LADDER, Some(Tier::Userns)),
+            ("userns", &[Tier::UsernsFlat], None),
+            ("userns-flat", &Tier::LADDER, Some(Tier::UsernsFlat)),
+            ("rootless", &Tier::LADDER[3..], None),
+            ("best", &Tier::LADDER, None),
         ] {
             assert_eq!(
                 choose(requested, &probe(works)).ok(),
@@ -121,12 +134,13 @@ mod tests {
         for (requested, message) in [
             (
                 "best",
-                "there is no tier \"best\": use auto or one of root, userns, rootless",
+                "there is no tier \"best\": use auto, flat or one of root, userns, rootless, root-flat, userns-flat, rootless-flat",
             ),
             (
                 "root",
-                "this machine does not allow tier root; system call filter: Operation not permitted; remedy: a kernel with \
-                 CONFIG_SECCOMP_FILTER and no seccompProfile that forbids seccomp(2); see `strata-builder doctor`",
+                "this machine does not allow tier root; overlay in scratch: Operation not permitted; remedy: an emptyDir or other volume as the scratch \
+                 folder; with SELinux seLinuxOptions.type: container_engine_t (SCC nested-container); with AppArmor appArmorProfile.type: Unconfined; see \
+                 `strata-builder doctor`",
             ),
         ] {
             assert_eq!(
