@@ -10,7 +10,7 @@
 //! | invalid | the build can't be named, or the seed is no digest | – |
 //! | waiting | pool or rendered MachineConfig absent | – |
 //! | rebuild-requested | rebuild annotation, the wanted build exists | DeleteBuild |
-//! | seed | pre-built annotation, nothing built before | CreateBuild that stands for the image |
+//! | seed | pre-built annotation, nothing built before or asked for | CreateBuild that stands for the image |
 //! | refused | the apiserver refused what a rule makes | Tell |
 //! | create | the wanted build is absent | Annotate (its name, no rebuild), CreateBuild |
 //! | replaced | the wanted build is being deleted | – |
@@ -378,12 +378,13 @@ fn without_image(observed: &Observed) -> impl Iterator<Item = Step> {
     })
 }
 
-/// The image to start with, as long as nothing was built.
+/// The image to start with, as long as nothing was built and nobody asks for a build.
 fn seed(observed: &Observed) -> Option<&str> {
     let annotations = observed.os_config.annotations();
     let image = annotations.get(annotation::PRE_BUILT_IMAGE)?;
     let status = observed.os_config.status.as_ref();
     let fresh = !annotations.contains_key(annotation::CURRENT_BUILD)
+        && !annotations.contains_key(annotation::REBUILD)
         && status.is_none_or(|status| status.current_image_pull_spec.is_none());
     (fresh && !image.is_empty()).then_some(image)
 }

@@ -171,6 +171,11 @@ fn every_rule_has_its_steps() {
             "create",
             vec!["create-build", "tell", "set-config-status"],
         ),
+        (
+            seen(rebuild(seed(guarded(), IMAGE)), vec![]),
+            "create",
+            create.clone(),
+        ),
         (seen(guarded(), vec![]), "create", create),
         (
             seen(guarded(), vec![going(good())]),
