@@ -299,42 +299,55 @@ where
             object: object_name(),
         });
     };
+    match existing(kind, object, &found) {
+        Existing::Ours => {
+            debug!(object = object_name(), step, "is there already");
+            Ok(())
+        }
+        Existing::Stale(stale) => {
+            delete(api, step, kind, &stale, None).await?;
+            let made = api.create(&parameters, object).await;
+            made.map(|_| ()).map_err(failed)
+        }
+        Existing::Foreign => Err(Error::Taken {
+            step,
+            object: object_name(),
+        }),
+    }
+}
+
+/// What has the name of an object that is to be created.
+pub(crate) enum Existing {
+    /// That object.
+    Ours,
+    /// One that an earlier build or pass left; it makes way.
+    Stale(Target),
+    /// Somebody else's, or an earlier build's that is still needed or on its way out.
+    Foreign,
+}
+
+/// What `found` is to `object`, which has its name.
+pub(crate) fn existing<K: Resource + Serialize>(kind: &str, object: &K, found: &K) -> Existing {
     let owners = |object: &K| -> Vec<String> {
         let owners = object.owner_references().iter();
         owners.map(|owner| owner.uid.clone()).collect()
     };
-    let is_ours = owners(object)
-        .iter()
-        .any(|uid| owners(&found).contains(uid));
+    let is_ours = owners(object).iter().any(|uid| owners(found).contains(uid));
     let is_content = matches!(kind, "ConfigMap" | "Secret");
     // an earlier pass was stopped before the Job, and what it had read was changed since
-    let is_old = is_ours && is_content && content(object) != content(&found);
+    let is_old = is_ours && is_content && content(object) != content(found);
     if is_ours && !is_old {
-        debug!(object = object_name(), step, "is there already");
-        return Ok(());
+        return Existing::Ours;
     }
-    if found.meta().deletion_timestamp.is_none()
-        && is_content
-        && found
-            .owner_references()
-            .iter()
-            .all(|owner| owner.kind == "MachineOSBuild" || owner.kind == "Job")
-    {
-        let stale = Target {
-            name: name.clone(),
-            uid: found.uid().unwrap_or_default(),
-        };
-        delete(api, step, kind, &stale, None).await?;
-        return api
-            .create(&parameters, object)
-            .await
-            .map(|_| ())
-            .map_err(failed);
+    let is_of_builds = found
+        .owner_references()
+        .iter()
+        .all(|owner| owner.kind == "MachineOSBuild" || owner.kind == "Job");
+    if is_content && is_of_builds && found.meta().deletion_timestamp.is_none() {
+        Existing::Stale(Target::of(found))
+    } else {
+        Existing::Foreign
     }
-    Err(Error::Taken {
-        step,
-        object: object_name(),
-    })
 }
 
 /// What a ConfigMap or Secret holds.

@@ -2,6 +2,8 @@
 //!
 //! Reads that a pass makes anew, because the watches may lag behind. One request each; nothing is decided here.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Secret};
 use kube::api::ListParams;
@@ -11,8 +13,8 @@ use serde::de::DeserializeOwned;
 use strata_builder::reference::Reference;
 
 use crate::api::{
-    CONTROLLER_CONFIG_NAME, ControllerConfig, MachineConfig, MachineOSBuild, MachineOSConfig,
-    label, name,
+    CONTROLLER_CONFIG_NAME, ControllerConfig, MachineConfig, MachineConfigPool, MachineOSBuild,
+    MachineOSConfig, label, name,
 };
 use crate::cache::Cache;
 use crate::context::Context;
@@ -21,6 +23,7 @@ use crate::inputs::OptionalMounts;
 use crate::job::JobSettings;
 use crate::registries::{Answer, read_controller_config};
 use crate::usage::Users;
+use crate::wanted::Wanted;
 
 /// What observing needs. Absence is a value; every error is the apiserver's.
 pub trait Live: Sync {
@@ -29,6 +32,11 @@ pub trait Live: Sync {
 
     /// Of this process.
     fn settings(&self) -> &JobSettings;
+
+    /// Which build `os_config` wants, and its pool, as the watches told them.
+    fn wanted(&self, os_config: &MachineOSConfig) -> (Wanted, Option<Arc<MachineConfigPool>>) {
+        self.cache().wanted(os_config)
+    }
 
     /// The MachineOSConfig of this name.
     fn os_config(&self, name: &str) -> impl Read<Option<MachineOSConfig>>;

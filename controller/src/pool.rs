@@ -21,7 +21,7 @@ use crate::api::condition::{self, Statement};
 use crate::api::foreign::PoolCondition;
 use crate::api::{MachineConfigPool, MachineOSBuild, annotation};
 use crate::apply::{self, Root};
-use crate::cache::by_pool;
+use crate::cache::{Cache, by_pool};
 use crate::context::Context;
 use crate::error::Error;
 use crate::metrics::{Kind, PoolState};
@@ -31,8 +31,9 @@ use crate::plan::{Plan, Step};
 const DEGRADED: &str = "ImageBuildDegraded";
 
 /// A pool and the builds for it.
-struct Observed {
-    pool: Arc<MachineConfigPool>,
+pub(crate) struct Observed {
+    /// The pool.
+    pub(crate) pool: Arc<MachineConfigPool>,
     /// The build that each MachineOSConfig of the pool names as its current one; empty if none names the pool.
     os_configs: Vec<Option<String>>,
     /// Of all those configs.
@@ -52,15 +53,14 @@ pub async fn reconcile(
     pool: Arc<MachineConfigPool>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let observed = observe(&context, pool);
+    let observed = observe(&context.cache, pool);
     let name = observed.pool.name_any();
     context.metrics.pool(&name, state(&observed));
     let plan = plan(&observed, Timestamp::now());
     apply::perform(&context, Kind::Pool, Root::of_pool(&observed.pool), plan).await
 }
 
-fn observe(context: &Context, pool: Arc<MachineConfigPool>) -> Observed {
-    let cache = &context.cache;
+pub(crate) fn observe(cache: &Cache, pool: Arc<MachineConfigPool>) -> Observed {
     let os_configs = cache.os_configs.of(&by_pool(&pool.name_any()));
     Observed {
         os_builds: os_configs
@@ -78,7 +78,7 @@ fn observe(context: &Context, pool: Arc<MachineConfigPool>) -> Observed {
     }
 }
 
-fn plan(observed: &Observed, now: Timestamp) -> Plan {
+pub(crate) fn plan(observed: &Observed, now: Timestamp) -> Plan {
     if observed.os_configs.is_empty() {
         return write("no-image", observed, None, now);
     }

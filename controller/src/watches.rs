@@ -91,28 +91,86 @@ impl Queues {
     fn pool(&self, name: &str) {
         let _stopping = self.pools.unbounded_send(ObjectRef::new(name).into());
     }
+}
 
-    fn os_config_with_builds(&self, cache: &Cache, name: &str) {
-        self.os_config(name);
-        for os_build in cache.os_builds.names_in(name) {
-            self.os_build(&os_build);
+/// Queues what an event concerns.
+#[derive(Clone)]
+pub(crate) struct Concerned {
+    /// What the watches have told.
+    pub(crate) known: Cache,
+    /// Where it is queued.
+    pub(crate) queues: Queues,
+}
+
+impl Concerned {
+    pub(crate) fn os_config(&self, os_config: &MachineOSConfig) {
+        self.config_with_builds(&os_config.name_any());
+        self.queues.pool(&os_config.spec.machine_config_pool.name);
+        self.queues.unneeded.notify_one();
+    }
+
+    pub(crate) fn os_build(&self, os_build: &MachineOSBuild) {
+        let os_config = &os_build.spec.machine_os_config.name;
+        self.queues.os_build(&os_build.name_any());
+        self.queues.os_config(os_config);
+        if let Some(os_config) = self.known.os_configs.get(os_config) {
+            self.queues.pool(&os_config.spec.machine_config_pool.name);
+        }
+        self.queues.unneeded.notify_one();
+    }
+
+    pub(crate) fn pool(&self, pool: &MachineConfigPool) {
+        self.pool_with_configs(&pool.name_any());
+    }
+
+    pub(crate) fn machine_config(&self, machine_config: &MachineConfig) {
+        for pool in self.known.pools.names_in(&machine_config.name_any()) {
+            self.pool_with_configs(&pool);
         }
     }
 
-    fn pool_with_configs(&self, cache: &Cache, name: &str) {
-        self.pool(name);
-        for os_config in cache.os_configs.names_in(&by_pool(name)) {
-            self.os_config_with_builds(cache, &os_config);
+    pub(crate) fn secret(&self, secret: &impl Resource) {
+        if !self.owner(secret) {
+            let name = by_secret(&secret.name_any());
+            for os_config in self.known.os_configs.names_in(&name) {
+                self.config_with_builds(&os_config);
+            }
         }
     }
 
-    /// The build whose label an object carries.
+    pub(crate) fn config_map(&self, config_map: &impl Resource) {
+        if !self.owner(config_map) && config_map.name_any() == name::YUM_REPOS {
+            for os_config in self.known.os_configs.store.state() {
+                self.config_with_builds(&os_config.name_any());
+            }
+        }
+    }
+
+    pub(crate) fn owned(&self, object: &impl Resource) {
+        self.owner(object);
+    }
+
+    /// The build whose label an object carries; whether there is one.
     fn owner(&self, object: &impl Resource) -> bool {
         let os_build = object.labels().get(label::OS_BUILD);
         if let Some(os_build) = os_build {
-            self.os_build(os_build);
+            self.queues.os_build(os_build);
         }
         os_build.is_some()
+    }
+
+    fn config_with_builds(&self, name: &str) {
+        self.queues.os_config(name);
+        for os_build in self.known.os_builds.names_in(name) {
+            self.queues.os_build(&os_build);
+        }
+    }
+
+    fn pool_with_configs(&self, name: &str) {
+        self.queues.pool(name);
+        for os_config in self.known.os_configs.names_in(&by_pool(name)) {
+            self.config_with_builds(&os_config);
+        }
     }
 }
 
@@ -142,60 +200,30 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
         namespace,
         tasks,
     };
-    // the closures below have one of each
-    let each = || (cache.clone(), queues.clone());
-
-    let (known, queue) = each();
-    watching.everywhere(config_keeper, keep_all, move |os_config| {
-        queue.os_config_with_builds(&known, &os_config.name_any());
-        queue.pool(&os_config.spec.machine_config_pool.name);
-        queue.unneeded.notify_one();
+    let concerned = Concerned {
+        known: cache.clone(),
+        queues: queues.clone(),
+    };
+    let each = || concerned.clone();
+    let to = each();
+    watching.everywhere(config_keeper, keep_all, move |it| to.os_config(it));
+    let to = each();
+    watching.everywhere(build_keeper, keep_all, move |it| to.os_build(it));
+    let to = each();
+    watching.everywhere(pool_keeper, keep_all, move |it| to.pool(it));
+    let to = each();
+    watching.everywhere(machine_config_keeper, keep_names, move |it| {
+        to.machine_config(it);
     });
-    let (known, queue) = each();
-    watching.everywhere(build_keeper, keep_all, move |os_build| {
-        let os_config = &os_build.spec.machine_os_config.name;
-        queue.os_build(&os_build.name_any());
-        queue.os_config(os_config);
-        if let Some(os_config) = known.os_configs.get(os_config) {
-            queue.pool(&os_config.spec.machine_config_pool.name);
-        }
-        queue.unneeded.notify_one();
-    });
-    let (known, queue) = each();
-    watching.everywhere(pool_keeper, keep_all, move |pool| {
-        queue.pool_with_configs(&known, &pool.name_any());
-    });
-    let (known, queue) = each();
-    watching.everywhere(machine_config_keeper, keep_names, move |machine_config| {
-        for pool in known.pools.names_in(&machine_config.name_any()) {
-            queue.pool_with_configs(&known, &pool);
-        }
-    });
-    let (_, queue) = each();
-    watching.namespaced(job_keeper, move |job| {
-        queue.owner(job);
-    });
-    let (_, queue) = each();
-    watching.namespaced(pod_keeper, move |pod| {
-        queue.owner(pod);
-    });
-    let (known, queue) = each();
-    watching.namespaced(secret_keeper, move |secret| {
-        if !queue.owner(secret) {
-            for os_config in known.os_configs.names_in(&by_secret(&secret.name_any())) {
-                queue.os_config_with_builds(&known, &os_config);
-            }
-        }
-    });
-    let (known, queue) = each();
-    watching.namespaced(config_map_keeper, move |config_map| {
-        if !queue.owner(config_map) && config_map.name_any() == name::YUM_REPOS {
-            for os_config in known.os_configs.store.state() {
-                queue.os_config_with_builds(&known, &os_config.name_any());
-            }
-        }
-    });
-    let (_, queue) = each();
+    let to = each();
+    watching.namespaced(job_keeper, move |it| to.owned(it));
+    let to = each();
+    watching.namespaced(pod_keeper, move |it| to.owned(it));
+    let to = each();
+    watching.namespaced(secret_keeper, move |it| to.secret(it));
+    let to = each();
+    watching.namespaced(config_map_keeper, move |it| to.config_map(it));
+    let to = each();
     let mut images: HashMap<String, [Option<String>; 2]> = HashMap::new();
     watching.everywhere(node_keeper, keep_images, move |node| {
         let name = node.name_any();
@@ -208,7 +236,7 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
         });
         // a node's heartbeat concerns nobody
         if images.get(&name) != named.as_ref() {
-            queue.unneeded.notify_one();
+            to.queues.unneeded.notify_one();
         }
         match named {
             Some(named) => images.insert(name, named),

@@ -108,7 +108,7 @@ pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option
     let Some(os_config) = controller(live, &os_build) else {
         return Ok(Some(observed));
     };
-    let (wanted, pool) = live.cache().wanted(&os_config);
+    let (wanted, pool) = live.wanted(&os_config);
     observed.wanted = wanted.name().map(str::to_owned);
     if observed.wanted.as_deref() == Some(&name)
         && observed.job == JobState::Absent

@@ -61,7 +61,7 @@ pub async fn observe(
         (cached.clone(), live.cache().os_builds.of(&name))
     };
     let mut observed = Observed {
-        wanted: live.cache().wanted(&os_config).0,
+        wanted: live.wanted(&os_config).0,
         os_builds: os_builds
             .into_iter()
             .filter(|os_build| controls(&os_config, os_build))
