@@ -1,6 +1,7 @@
 //! Valid objects for tests; a test changes what it is about.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -8,6 +9,7 @@ use serde_json::json;
 use crate::api::machine_os_config::{ContainerfileArch, OsContainerfile};
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation};
 use crate::inputs::{BuildInputs, OptionalMounts, Sources};
+use crate::job::{JobSettings, Resources};
 use crate::phase::Phase;
 
 const DIGEST: &str = "sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
@@ -88,6 +90,20 @@ pub(crate) fn os_build() -> MachineOSBuild {
     os_build.metadata.uid = Some("build-uid".to_owned());
     os_build.metadata.resource_version = Some("1".to_owned());
     os_build
+}
+
+/// Settings with nothing special.
+pub(crate) fn job_settings() -> JobSettings {
+    JobSettings {
+        namespace: "ns".to_owned(),
+        builder_image: "builder".to_owned(),
+        service_account: "strata-builder".to_owned(),
+        plain_http: Vec::new(),
+        deadline: Duration::from_secs(60),
+        resources: Resources::default(),
+        tolerations: Vec::new(),
+        priority_class: None,
+    }
 }
 
 /// A moment.

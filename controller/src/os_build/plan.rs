@@ -295,7 +295,8 @@ fn complete(
             format!("the registry has no {}", image_name(&observed.os_build))
         }
     };
-    let is_unknown = matches!(observed.image, Answer::Unknown(_));
+    // a registry or a secret that comes back may still confirm it
+    let is_unknown = matches!(observed.image, Answer::Unknown(_) | Answer::NoAccess(_));
     if since >= CONFIRMATION_LIMIT && !is_unknown {
         let message = format!("its Job is complete, but the image can't be confirmed: {why}");
         return fail(observed, "unconfirmed", &message, now);

@@ -8,7 +8,7 @@ use strata_builder::contract::{Outcome, REPORT_VERSION};
 use super::*;
 use crate::fixtures::{self, documented_rules, now, os_build, os_build_with_image};
 use crate::inputs::ContentKey;
-use crate::job::{BuildObjects, Credentials, JobSettings, Resources, build_objects};
+use crate::job::{BuildObjects, Credentials, build_objects};
 use crate::plan::{Requeue, Target};
 use crate::render::render;
 use crate::secrets::DockerConfig;
@@ -109,16 +109,7 @@ fn present(build_uid: Option<&str>) -> Answer {
 fn prepared() -> Prepared {
     let inputs = fixtures::inputs();
     let rendered = render(&inputs).unwrap();
-    let settings = JobSettings {
-        namespace: "ns".to_owned(),
-        builder_image: "builder".to_owned(),
-        service_account: "strata-builder".to_owned(),
-        plain_http: Vec::new(),
-        deadline: std::time::Duration::from_secs(60),
-        resources: Resources::default(),
-        tolerations: Vec::new(),
-        priority_class: None,
-    };
+    let settings = fixtures::job_settings();
     let credentials = Credentials {
         pull: DockerConfig::anonymous(),
         push: DockerConfig::anonymous(),
@@ -499,6 +490,16 @@ fn every_rule_has_its_steps() {
                 Building,
                 complete(Some(report()), 61),
                 Answer::Unknown("no".to_owned()),
+            ),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(
+                Building,
+                complete(Some(report()), 61),
+                Answer::NoAccess("no".to_owned()),
             ),
             "unconfirmed",
             vec!["annotate", "set-build-status"],
