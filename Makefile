@@ -11,6 +11,9 @@ demo:            ## from a MachineOSConfig to an operating-system image, to look
 check:           ## formatting, lints, unit and property tests; no cluster
 	@e2e/test check
 
+soak:            ## a million random histories of the controller's plans; STRATA_HISTORIES is another number
+	STRATA_HISTORIES=$${STRATA_HISTORIES:-1000000} cargo test --locked --release -p strata-controller --lib histories -- --nocapture
+
 test:            ## everything: check, then the scenarios on the test cluster
 	@e2e/test
 
@@ -50,4 +53,4 @@ clean: down      ## removes what was built in this checkout; the cache stays
 	cargo clean
 	rm -rf .strata
 
-.PHONY: help demo check test up images install scenario differential kubectl status down crds clean
+.PHONY: help demo check soak test up images install scenario differential kubectl status down crds clean

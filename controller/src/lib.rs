@@ -28,6 +28,8 @@ pub mod error;
 pub mod events;
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod histories;
 pub mod inputs;
 pub mod job;
 pub mod lease;

@@ -1,0 +1,97 @@
+//! A registry: manifests by digest, tags that name them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest as _, Sha256};
+use strata_builder::digest::Digest;
+use strata_builder::reference::Reference;
+
+use crate::registries::Answer;
+
+/// How long a late registry hides what is pushed.
+const LATE: SignedDuration = SignedDuration::from_secs(20);
+
+#[derive(Default)]
+pub(super) struct Registry {
+    pub(super) images: BTreeMap<Digest, Image>,
+    tags: BTreeMap<String, Digest>,
+    pub(super) is_down: bool,
+    pub(super) is_late: bool,
+    pub(super) keeps: bool,
+    /// Deleted by others.
+    pub(super) lost: BTreeSet<Digest>,
+    /// Nobody could know of these, or delete them: they may stay.
+    pub(super) excused: BTreeSet<Digest>,
+}
+
+pub(super) struct Image {
+    pub(super) build_uid: String,
+    served_from: Timestamp,
+}
+
+impl Registry {
+    /// Takes an image; each push has its own digest.
+    pub(super) fn push(&mut self, reference: &str, build_uid: &str, now: Timestamp, n: u64) {
+        let digest = digest_of(n);
+        self.images.insert(
+            digest,
+            Image {
+                build_uid: build_uid.to_owned(),
+                served_from: if self.is_late { now + LATE } else { now },
+            },
+        );
+        self.tags.insert(reference.to_owned(), digest);
+    }
+
+    /// The image of a tag, if it was made for this build.
+    pub(super) fn tagged(&self, reference: &str, build_uid: &str) -> Option<Digest> {
+        let digest = *self.tags.get(reference)?;
+        (self.images.get(&digest)?.build_uid == build_uid).then_some(digest)
+    }
+
+    /// Images of this build may stay.
+    pub(super) fn excuse(&mut self, build_uid: &str) {
+        let its = self
+            .images
+            .iter()
+            .filter(|(_, image)| image.build_uid == build_uid);
+        self.excused.extend(its.map(|(digest, _)| *digest));
+    }
+
+    pub(super) fn look(&self, image: &Reference, manifest: bool, now: Timestamp) -> Answer {
+        if self.is_down {
+            return Answer::Unknown("it is down".to_owned());
+        }
+        let digest = image
+            .digest
+            .or_else(|| self.tags.get(&image.to_string()).copied());
+        let found = digest.and_then(|digest| Some((digest, self.images.get(&digest)?)));
+        match found {
+            Some((digest, image)) if image.served_from <= now => Answer::Present {
+                digest,
+                build_uid: manifest.then(|| image.build_uid.clone()),
+            },
+            _ => Answer::Absent,
+        }
+    }
+
+    /// Whether there are images of this build that it doesn't serve yet.
+    pub(super) fn hides(&self, build_uid: &str, now: Timestamp) -> bool {
+        let mut its = self
+            .images
+            .values()
+            .filter(|image| image.build_uid == build_uid);
+        its.any(|image| image.served_from > now)
+    }
+
+    pub(super) fn remove(&mut self, digest: Digest) {
+        self.images.remove(&digest);
+        self.tags.retain(|_, one| *one != digest);
+    }
+}
+
+fn digest_of(n: u64) -> Digest {
+    let hash = hex::encode(Sha256::digest(n.to_be_bytes()));
+    format!("sha256:{hash}").parse().unwrap()
+}
