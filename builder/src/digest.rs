@@ -90,6 +90,11 @@ impl<T> Hashing<T> {
         }
     }
 
+    /// How many bytes have passed.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// The inner value, the digest of all that passed, and how many bytes that was.
     pub fn finish(self) -> (T, Digest, u64) {
         (

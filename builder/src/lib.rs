@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | what does the file say, and what does the target need? | [`containerfile`], [`ignore`], [`state`] |
 //! | which image, which bytes? | [`reference`], [`digest`], [`image`] |
-//! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`pull`], [`unpack`] |
+//! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`tee`], [`pull`], [`unpack`] |
 //! | where do a stage's writes go, and how does a step run? | [`overlay`], [`flat`], [`root`], [`copy`], [`fetch`], [`sandbox`] |
 //! | how do changes become a layer? | [`layer`] |
 //! | in which order? who watches? who is told? | [`pipeline`], [`progress`], [`contract`], [`error`] |
@@ -41,4 +41,5 @@ pub mod root;
 pub mod sandbox;
 pub mod state;
 pub mod store;
+pub mod tee;
 pub mod unpack;

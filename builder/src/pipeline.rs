@@ -33,6 +33,7 @@ use crate::reference::{InvalidReference, Reference};
 use crate::registry::{Registry, RegistryError};
 use crate::sandbox::{Entered, MountSpec, Storage};
 use crate::store::StoreError;
+use crate::tee::{Fed, tee};
 use attempt::{Done, Left, Note, inputs};
 use bases::{Name, Outside, lowest_base};
 use layers::Layers;
@@ -345,8 +346,6 @@ async fn attempt(
     for warning in &graph.warnings {
         progress.tell(&Event::Warning { text: warning });
     }
-    let base = base_of_target(&graph, &outside)?;
-    let base_layers = tokio::spawn(ensure_base(spec.push.clone(), base, Arc::clone(progress)));
     let inputs = tokio::task::block_in_place(|| match note {
         Some(_) => inputs(spec, &outside).map(Some),
         None => Ok(None),
@@ -365,7 +364,10 @@ async fn attempt(
         outside: &outside,
         todo: &todo,
     };
-    let pulls = start_pulls(planned, entered, progress);
+    let (pulls, fed) = start_pulls(planned, entered, progress);
+    let base = base_of_target(&graph, &outside)?;
+    let base_layers = ensure_base(spec.push.clone(), base, fed, Arc::clone(progress));
+    let base_layers = tokio::spawn(base_layers);
     let needs_files = |index| todo.needs_files(&file, &graph, index);
     let (done, earlier) = match left {
         Some(left) => {
@@ -470,12 +472,12 @@ fn plan(spec: &BuildSpec, file: &Containerfile) -> Result<BuildGraph, BuildError
     Ok(graph)
 }
 
-/// Begins to fetch the images whose files are needed.
+/// Begins to fetch the images whose files are needed. With takers of the layers of the image that the target derives from, if it is one of these.
 fn start_pulls(
     planned: stage::Plan<'_>,
     entered: Entered,
     progress: &Arc<Progress>,
-) -> BTreeMap<Name, Pulling> {
+) -> (BTreeMap<Name, Pulling>, Vec<Fed>) {
     let stage::Plan {
         spec,
         file,
@@ -483,13 +485,22 @@ fn start_pulls(
         outside,
         todo,
     } = planned;
+    let base = lowest_base(graph, graph.target);
+    let mut fed_of_base = Vec::new();
     let images = outside.to_unpack(file, graph, todo).into_iter().enumerate();
-    let start = |(number, (name, image)): (usize, (Name, ResolvedImage))| {
+    let mut start = |(number, (name, image)): (usize, (Name, ResolvedImage))| {
         let scratch = spec.scratch.join(format!("image-{number}"));
         let progress = Arc::clone(progress);
+        let is_base = base.as_ref() == Some(&name);
+        let (feeders, fed) = tee(if is_base {
+            image.manifest.layers.len()
+        } else {
+            0
+        });
+        fed_of_base.extend(fed);
         let running = tokio::spawn(async move {
             let began = Instant::now();
-            let directories = unpack_image(&image, &scratch, entered.xattrs).await?;
+            let directories = unpack_image(&image, &scratch, entered.xattrs, feeders).await?;
             progress.tell(&Event::Unpacked {
                 digest: image.digest,
                 layers: directories.len(),
@@ -507,7 +518,8 @@ fn start_pulls(
         });
         (name, Pulling::Running(running))
     };
-    images.map(start).collect()
+    let pulls = images.map(&mut start).collect();
+    (pulls, fed_of_base)
 }
 
 /// The layers of an earlier attempt, and their files on their way if any step needs some.
@@ -531,7 +543,8 @@ fn go_on(
     match entered.tier.storage() {
         Storage::Overlay if needs_files => {
             let digest = image.digest;
-            let pull = async move { unpack_layers(&image, &scratch, entered.xattrs).await };
+            let pull =
+                async move { unpack_layers(&image, &scratch, entered.xattrs, Vec::new()).await };
             earlier.pulling = Some((digest, tokio::spawn(pull)));
         }
         Storage::Overlay => {}
@@ -585,12 +598,13 @@ fn base_image(graph: &BuildGraph, outside: &Outside) -> Result<Image, BuildError
 async fn ensure_base(
     target: Target,
     base: Option<bases::Base>,
+    fed: Vec<Fed>,
     progress: Arc<Progress>,
 ) -> Result<u64, BuildError> {
     match base {
         Some(base) => {
             target
-                .ensure_layers(&base.resolved.store, &base.image.layers, &progress)
+                .ensure_layers(&base.resolved.store, &base.image.layers, fed, &progress)
                 .await
         }
         None => Ok(0),

@@ -24,6 +24,7 @@ use crate::overlay::XattrPrefix;
 use crate::reference::Reference;
 use crate::registry::{Registry, choose_platform, manifest_media_type};
 use crate::store::{Store, StoreError};
+use crate::tee::Feeder;
 use crate::unpack::{DEFAULT_LIMITS, UnpackError, UnpackedLayer, unpack_layer};
 
 /// Layers on their way at once: enough to keep two cores and a fast network busy, few enough for any registry's rate limit.
@@ -177,7 +178,8 @@ async fn with_config(
     })
 }
 
-/// Unpacks all layers of `image` into folders of their own in `scratch`; the folders, top first, ready as lower directories of an overlay.
+/// Unpacks all layers of `image` into folders of their own in `scratch`; the folders, top first, ready as lower directories of an overlay. If somebody else takes the layers, too,
+/// `feeders` has one for each, else none.
 ///
 /// # Errors
 /// User: a layer that is no tar or leaves its root. Transient: the network, the disk.
@@ -188,9 +190,10 @@ pub async fn unpack_image(
     image: &ResolvedImage,
     scratch: &Path,
     marks: XattrPrefix,
+    feeders: Vec<Feeder>,
 ) -> Result<Vec<PathBuf>, PullError> {
     let digest = image.digest;
-    let layers = unpack_layers(image, scratch, marks).await?;
+    let layers = unpack_layers(image, scratch, marks, feeders).await?;
     tokio::task::spawn_blocking(move || settle_layers(layers, Vec::new()))
         .await
         .map_err(|source| PullError::Thread { digest, source })?
@@ -227,6 +230,7 @@ pub async fn unpack_layers(
     image: &ResolvedImage,
     scratch: &Path,
     marks: XattrPrefix,
+    feeders: Vec<Feeder>,
 ) -> Result<Vec<UnpackedLayer>, PullError> {
     std::fs::create_dir_all(scratch).map_err(|source| PullError::Unpack {
         digest: image.digest,
@@ -237,11 +241,14 @@ pub async fn unpack_layers(
         },
     })?;
     let slots = Arc::new(Semaphore::new(LAYERS_AT_ONCE));
-    let mut biggest_first: Vec<(usize, &Descriptor)> =
-        image.manifest.layers.iter().enumerate().collect();
-    biggest_first.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size_bytes));
+    let mut feeders = feeders.into_iter();
+    let layers = image.manifest.layers.iter().enumerate();
+    let mut biggest_first: Vec<(usize, &Descriptor, Option<Feeder>)> = layers
+        .map(|(index, layer)| (index, layer, feeders.next()))
+        .collect();
+    biggest_first.sort_by_key(|(_, layer, _)| std::cmp::Reverse(layer.size_bytes));
     let mut running = JoinSet::new();
-    for (index, layer) in biggest_first {
+    for (index, layer, feeder) in biggest_first {
         let (store, slots, layer) = (image.store.clone(), slots.clone(), layer.clone());
         // An image may have the same layer twice.
         let directory = layer_directory(scratch, index, layer.digest);
@@ -249,7 +256,7 @@ pub async fn unpack_layers(
         running.spawn(async move {
             // Closed only with the set that waits for us.
             let _slot = slots.acquire_owned().await;
-            let unpacked = stream_layer(&store, &layer, directory, marks, image).await?;
+            let unpacked = stream_layer(&store, &layer, directory, marks, image, feeder).await?;
             Ok::<_, PullError>((index, unpacked))
         });
     }
@@ -271,6 +278,7 @@ async fn stream_layer(
     directory: PathBuf,
     marks: XattrPrefix,
     image: Digest,
+    mut feeder: Option<Feeder>,
 ) -> Result<UnpackedLayer, PullError> {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     let digest = layer.digest;
@@ -284,8 +292,11 @@ async fn stream_layer(
         )
     });
     let transfer = async move {
-        let mut blob = store.blob_stream(digest);
+        let mut blob = store.blob_stream(digest, 0);
         while let Some(piece) = blob.try_next().await? {
+            if let Some(feeder) = &mut feeder {
+                feeder.feed(&piece);
+            }
             // The thread gave up: it says why.
             if sender.send(piece).await.is_err() {
                 break;

@@ -1,6 +1,6 @@
 //! Where do an image's blobs come from, and where do they go? A registry's repository or a folder, with the same verbs.
 
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use crate::image::Descriptor;
 use crate::layout::{Layout, LayoutError, LayoutUpload};
 use crate::reference::Repository;
 use crate::registry::{Registry, RegistryError, Upload};
+use crate::tee::Fed;
 
 /// A place for blobs; cheap to clone.
 #[derive(Clone, Debug)]
@@ -70,15 +71,13 @@ pub enum BlobWriter {
     Layout(LayoutUpload),
 }
 
-/// How a blob got to where it was wanted.
+/// How a blob got to where it was wanted without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passage {
     /// It was there.
     Present,
     /// The registry took it over from another repository.
     Mounted,
-    /// Its bytes went through us.
-    Sent,
 }
 
 impl Store {
@@ -106,12 +105,12 @@ impl Store {
         }
     }
 
-    /// A blob as it comes; the caller checks the digest of the whole.
+    /// A blob as it comes, without its first `offset` bytes; the caller checks the digest of the whole.
     #[must_use]
-    pub fn blob_stream(&self, digest: Digest) -> BlobStream {
+    pub fn blob_stream(&self, digest: Digest, offset: u64) -> BlobStream {
         match self {
             Self::Registry(registry, repository) => registry
-                .blob_stream(repository, digest)
+                .blob_stream(repository, digest, offset)
                 .map_err(StoreError::from)
                 .boxed(),
             Self::Layout(layout) => {
@@ -119,7 +118,14 @@ impl Store {
                 let chunks = stream::try_unfold(None, move |file| {
                     let opened = match file {
                         Some(file) => Ok(file),
-                        None => layout.open_blob(digest),
+                        None => layout.open_blob(digest).and_then(|mut file| {
+                            let sought = file.seek(SeekFrom::Start(offset));
+                            sought.map(|_| file).map_err(|source| LayoutError::Disk {
+                                operation: "read a blob of",
+                                path: layout.directory().to_owned(),
+                                source,
+                            })
+                        }),
                     };
                     let path = layout.directory().to_owned();
                     async move {
@@ -190,31 +196,51 @@ impl Store {
         }
     }
 
-    /// Brings a blob of `source` here with as little moving as possible: it is there, the registry takes it over itself, or its bytes pass through as they
-    /// are. Several at once are fine.
+    /// How a blob of `source` gets here without its bytes: it is there, or the registry takes it over itself. None if they have to be sent.
     ///
     /// # Errors
-    /// User: no right on either side. Transient: the network, a blob that isn't what its descriptor says.
-    pub async fn copy_blob(
+    /// User: no right. Transient: the network.
+    pub async fn passage(
         &self,
         source: &Self,
-        descriptor: &Descriptor,
-    ) -> Result<Passage, StoreError> {
-        let digest = descriptor.digest;
+        digest: Digest,
+    ) -> Result<Option<Passage>, StoreError> {
         if self.has_blob(digest).await? {
-            return Ok(Passage::Present);
+            return Ok(Some(Passage::Present));
         }
         if let (Self::Registry(registry, target), Self::Registry(_, repository)) = (self, source)
             && registry.mount_blob(target, repository, digest).await?
         {
-            return Ok(Passage::Mounted);
+            return Ok(Some(Passage::Mounted));
         }
+        Ok(None)
+    }
+
+    /// Brings a blob of `source` here as it is. What `fed` gives of it is not fetched again. Several at once are fine.
+    ///
+    /// # Errors
+    /// User: no right on either side. Transient: the network, a blob that isn't what its descriptor says.
+    pub async fn send_blob(
+        &self,
+        source: &Self,
+        descriptor: &Descriptor,
+        fed: Option<Fed>,
+    ) -> Result<(), StoreError> {
+        let digest = descriptor.digest;
         let mut writer = self.upload()?;
         let mut passed = Hashing::new(std::io::sink());
-        let mut blob = source.blob_stream(digest);
-        while let Some(bytes) = blob.try_next().await? {
-            passed.update(&bytes);
-            writer.write(&bytes).await?;
+        if let Some(mut fed) = fed {
+            while let Some(bytes) = fed.next().await {
+                passed.update(&bytes);
+                writer.write(&bytes).await?;
+            }
+        }
+        if passed.size_bytes() < descriptor.size_bytes {
+            let mut blob = source.blob_stream(digest, passed.size_bytes());
+            while let Some(bytes) = blob.try_next().await? {
+                passed.update(&bytes);
+                writer.write(&bytes).await?;
+            }
         }
         let (_, got, got_bytes) = passed.finish();
         if (got, got_bytes) != (digest, descriptor.size_bytes) {
@@ -225,8 +251,7 @@ impl Store {
                 got_bytes,
             });
         }
-        writer.finish(digest).await?;
-        Ok(Passage::Sent)
+        writer.finish(digest).await
     }
 }
 
@@ -254,5 +279,35 @@ impl BlobWriter {
             Self::Registry(upload) => Ok(upload.finish(digest).await?),
             Self::Layout(upload) => Ok(upload.finish(digest)?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tee::tee;
+
+    #[tokio::test]
+    async fn what_a_feeder_has_not_given_of_a_blob_is_fetched_from_there_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = |name: &str| Store::Layout(Layout::create(&folder.path().join(name)).unwrap());
+        let (source, content) = (store("source"), Bytes::from_static(b"one two three"));
+        let digest = source.put_blob(&content).await.unwrap();
+        let descriptor = Descriptor::new("x", digest, content.len() as u64);
+        for fed_bytes in [0, 3, content.len()] {
+            let target = store(&format!("target-{fed_bytes}"));
+            let (mut feeders, mut fed) = tee(1);
+            feeders[0].feed(&content.slice(..fed_bytes));
+            drop(feeders);
+            let sent = target.send_blob(&source, &descriptor, fed.pop()).await;
+            sent.unwrap();
+            assert_eq!(target.blob(digest).await.unwrap(), content);
+        }
+        let (mut feeders, mut fed) = tee(1);
+        feeders[0].feed(&Bytes::from_static(b"another blob!"));
+        drop(feeders);
+        let target = store("spoiled");
+        let sent = target.send_blob(&source, &descriptor, fed.pop());
+        assert!(matches!(sent.await, Err(StoreError::WrongBlob { .. })));
     }
 }

@@ -42,9 +42,13 @@ fn sha2_of(bytes: &[u8]) -> [u8; 32] {
 }
 
 fn push(workshop: &Workshop, host: &str, more: &[&str]) -> Built {
+    push_of(workshop, CONTAINERFILE, host, more)
+}
+
+fn push_of(workshop: &Workshop, containerfile: &str, host: &str, more: &[&str]) -> Built {
     let mut arguments = vec!["--plain-http", host, "--source-date-epoch", "1700000000"];
     arguments.extend(more);
-    workshop.build_to(CONTAINERFILE, &format!("{host}/org/os:v1"), &arguments)
+    workshop.build_to(containerfile, &format!("{host}/org/os:v1"), &arguments)
 }
 
 /// The manifest's digest as the registry itself has it.
@@ -397,4 +401,85 @@ fn a_stalled_answer_is_given_up_and_asked_for_again() {
     let began = Instant::now();
     push(&workshop, &proxy.host, &["--idle-timeout", "2s"]).ok();
     assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+/// A base of three layers in `host`'s repository `org/base`, and what is built on it: one step.
+fn base_of_three_layers(workshop: &Workshop, host: &str) -> &'static str {
+    for name in ["one", "two"] {
+        let big = std::fs::read(workshop.path("context/big")).unwrap();
+        workshop.file(name, &big[name.len()..]);
+    }
+    let text = "FROM base\nCOPY one /one\nCOPY two /two\n";
+    let arguments = ["--plain-http", host, "--layers", "step"];
+    workshop
+        .build_to(text, &format!("{host}/org/base:v1"), &arguments)
+        .ok();
+    "RUN sha256sum /one /two > /sums\n"
+}
+
+fn blobs_fetched(proxy: &Proxy) -> Vec<Option<String>> {
+    let seen = proxy.seen();
+    let blobs = seen.iter().filter(|request| request.is("GET", "/blobs/"));
+    blobs
+        .map(|request| request.header("range").map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn a_base_that_is_unpacked_and_pushed_is_fetched_once_unless_its_upload_falls_behind() {
+    let test = "a_base_that_is_unpacked_and_pushed_is_fetched_once_unless_its_upload_falls_behind";
+    let Some((workshop, source)) = workshop(test) else {
+        return;
+    };
+    let step = base_of_three_layers(&workshop, &source.host);
+    std::fs::create_dir(workshop.path("target")).unwrap();
+    let target = DockerRegistry::start(&workshop.path("target"));
+    let build = |from: &str, to: &str| {
+        let text = format!("FROM {from}/org/base:v1\n{step}");
+        let arguments = ["--plain-http", from, "--plain-http", to];
+        let arguments = [&arguments[..], &["--source-date-epoch", "1700000000"]].concat();
+        workshop.build_to(&text, &format!("{to}/org/os:v1"), &arguments)
+    };
+    let from = Proxy::start(source.port(), |_, _| Action::Forward);
+    let wanted = build(&from.host, &target.host).ok().stdout;
+    // A configuration and three layers, from their start.
+    assert_eq!(blobs_fetched(&from), [const { None }; 4]);
+    assert_eq!(digest_at(&target), wanted.trim());
+
+    std::fs::remove_dir_all(workshop.path("target/registry")).unwrap();
+    let from = Proxy::start(source.port(), |_, _| Action::Forward);
+    let slow = Proxy::start(target.port(), |request, _| match request.method.as_str() {
+        "PATCH" => Action::Late(Duration::from_secs(1)),
+        _ => Action::Forward,
+    });
+    let built = build(&from.host, &slow.host).ok();
+    assert_eq!(built.stdout, wanted);
+    assert_eq!(digest_at(&target), wanted.trim());
+}
+
+#[test]
+fn layers_of_a_base_in_the_same_registry_are_mounted_and_not_moved() {
+    let test = "layers_of_a_base_in_the_same_registry_are_mounted_and_not_moved";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let step = base_of_three_layers(&workshop, &registry.host);
+    for (steps, layers_fetched) in [("LABEL a=b\n", 0), (step, 3)] {
+        std::fs::remove_dir_all(workshop.path("registry/docker/registry/v2/repositories/org/os"))
+            .unwrap_or_default();
+        let proxy = Proxy::start(registry.port(), |_, _| Action::Forward);
+        let text = format!("FROM {}/org/base:v1\n{steps}", proxy.host);
+        let built = push_of(&workshop, &text, &proxy.host, &[]).ok();
+        assert!(
+            built
+                .stderr
+                .contains("layers of the base: 0 there already, 3 mounted, 0 copied"),
+            "{}",
+            built.stderr
+        );
+        assert_eq!(blobs_fetched(&proxy).len(), 1 + layers_fetched);
+        let sent: usize = proxy.seen().iter().map(|request| request.body_bytes).sum();
+        assert!(sent < 100_000, "{sent} bytes sent");
+        assert_eq!(digest_at(&registry), built.stdout.trim());
+    }
 }

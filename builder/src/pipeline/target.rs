@@ -18,6 +18,7 @@ use crate::progress::{Event, Progress, millis};
 use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::store::{Passage, Store, StoreError};
+use crate::tee::Fed;
 
 /// Blobs looked for or copied at the same time; registries limit connections per client, and each copy holds a piece in memory.
 const BLOBS_AT_ONCE: usize = 6;
@@ -129,38 +130,47 @@ impl Target {
         }
     }
 
-    /// Makes sure that the target has all of `layers`, which are in `source`; returns the bytes sent.
+    /// Makes sure that the target has all of `layers`, which are in `source`; returns the bytes sent. If they are being unpacked, too, `fed` has one taker for each
+    /// of them, else none.
     pub(super) async fn ensure_layers(
         &self,
         source: &Store,
         layers: &[Descriptor],
+        fed: Vec<Fed>,
         progress: &Progress,
     ) -> Result<u64, BuildError> {
         let began = Instant::now();
-        let (mut present, mut mounted, mut copied, mut copied_bytes) = (0, 0, 0, 0);
-        let mut moves = stream::iter(layers.to_vec())
-            .map(|layer| async move {
-                let passage = self.store.copy_blob(source, &layer).await?;
-                Ok::<_, StoreError>((passage, layer.size_bytes))
-            })
-            .buffer_unordered(BLOBS_AT_ONCE);
-        while let Some((passage, size_bytes)) = moves.try_next().await? {
-            match passage {
-                Passage::Present => present += 1,
-                Passage::Mounted => mounted += 1,
-                Passage::Sent => {
-                    copied += 1;
-                    copied_bytes += size_bytes;
-                }
-            }
-        }
-        let millis = millis(began.elapsed());
+        let passages: Vec<Option<Passage>> = stream::iter(layers.to_vec())
+            .map(|layer| async move { self.store.passage(source, layer.digest).await })
+            .buffered(BLOBS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let count = |passage| passages.iter().filter(|found| **found == passage).count();
+        let mut fed = fed.into_iter();
+        let mut missing: Vec<(Descriptor, Option<Fed>)> = layers
+            .iter()
+            .cloned()
+            .map(|layer| (layer, fed.next()))
+            .zip(&passages)
+            .filter_map(|(layer, passage)| passage.is_none().then_some(layer))
+            .collect();
+        // An image may have the same layer twice.
+        missing.sort_by_key(|(layer, _)| layer.digest);
+        missing.dedup_by_key(|(layer, _)| layer.digest);
+        // As they are unpacked.
+        missing.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size_bytes));
+        let copied_bytes = missing.iter().map(|(layer, _)| layer.size_bytes).sum();
+        stream::iter(missing)
+            .map(|(layer, fed)| async move { self.store.send_blob(source, &layer, fed).await })
+            .buffer_unordered(BLOBS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
         progress.tell(&Event::BaseLayers {
-            present,
-            mounted,
-            copied,
+            present: count(Some(Passage::Present)),
+            mounted: count(Some(Passage::Mounted)),
+            copied: count(None),
             copied_bytes,
-            millis,
+            millis: millis(began.elapsed()),
         });
         Ok(copied_bytes)
     }

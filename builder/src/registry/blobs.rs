@@ -45,17 +45,18 @@ impl Registry {
         .await
     }
 
-    /// A blob as it comes; a broken connection goes on where it broke. The caller checks the digest of the whole.
+    /// A blob as it comes, without its first `offset` bytes; a broken connection goes on where it broke. The caller checks the digest of the whole.
     pub fn blob_stream(
         &self,
         repository: &Repository,
         digest: Digest,
+        offset: u64,
     ) -> impl Stream<Item = Result<Bytes, RegistryError>> + Send + use<> {
         let state = (
             self.clone(),
             repository.clone(),
             digest,
-            0u64,
+            offset,
             None::<Body>,
             0u32,
         );

@@ -263,7 +263,7 @@ impl Stages<'_> {
             .join(format!("earlier-{}", self.earlier_roots));
         self.earlier_roots += 1;
         image.manifest.layers.truncate(count);
-        let pulling = unpack_layers(&image, &scratch, self.entered.xattrs);
+        let pulling = unpack_layers(&image, &scratch, self.entered.xattrs, Vec::new());
         let layers = tokio::runtime::Handle::current().block_on(pulling)?;
         let new = scratch.join("root");
         let root = match base {
