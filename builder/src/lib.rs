@@ -26,6 +26,8 @@ pub mod digest;
 pub mod doctor;
 pub mod error;
 pub mod fetch;
+#[cfg(test)]
+mod fixtures;
 pub mod flat;
 pub mod ignore;
 pub mod image;

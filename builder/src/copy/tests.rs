@@ -13,8 +13,7 @@ struct Roots {
 
 /// A context with a bit of everything, and an image with directories and links.
 fn roots() -> Option<Roots> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: tests of copy set owners and need root");
+    if !crate::fixtures::is_root("to give files to other users") {
         return None;
     }
     let scratch = tempfile::tempdir().unwrap();

@@ -541,7 +541,7 @@ fn able(test: &str) -> bool {
     if rustix::process::geteuid().is_root() && Path::new("/bin/busybox").exists() {
         return true;
     }
-    eprintln!("skipped: {test}: needs root and /bin/busybox (static)");
+    crate::fixtures::skip(test, "needs root and /bin/busybox (static)");
     false
 }
 
