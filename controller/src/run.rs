@@ -278,7 +278,7 @@ async fn drive<K, F, Fut>(
     let limits = controller::Config::default()
         .debounce(DEBOUNCE)
         .concurrency(CONCURRENCY);
-    let metrics = context.metrics.clone();
+    let known = Arc::clone(&context);
     applier(
         pass,
         move |object, error, context| again(kind, &object.name_any(), error, &context),
@@ -291,8 +291,9 @@ async fn drive<K, F, Fut>(
         // failed passes are told where their delay is chosen; the rest are requests for what is gone
         if let Err(controller::Error::ObjectNotFound(object)) = done {
             debug!(%object, "gone");
+            known.backoff.forget(&key(kind, &object.name));
         }
-        metrics.objects(kind, store.len());
+        known.metrics.objects(kind, store.len());
         std::future::ready(())
     })
     .await;

@@ -1,7 +1,6 @@
 //! Which conditions does an object have, and which differ?
 //!
-//! A condition's transition time changes only with its status; comparison leaves times out, so that an
-//! unchanged state writes nothing.
+//! A condition's transition time changes only with its status, so that an unchanged state writes nothing.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -65,19 +64,6 @@ pub fn set(conditions: &mut Vec<Condition>, statement: Statement, now: Timestamp
     true
 }
 
-/// Whether both say the same, whatever their order and times.
-#[must_use]
-pub fn same(left: &[Condition], right: &[Condition]) -> bool {
-    left.len() == right.len()
-        && left.iter().all(|one| {
-            get(right, &one.type_).is_some_and(|other| {
-                one.status == other.status
-                    && one.reason == other.reason
-                    && one.message == other.message
-            })
-        })
-}
-
 /// The wire has whole seconds; anything finer would differ from what is read back.
 #[must_use]
 pub fn whole_second(time: Timestamp) -> Timestamp {
@@ -126,20 +112,6 @@ mod tests {
         assert!(set(&mut conditions, statement(true, "two"), at(4)));
         assert_eq!(conditions[0].last_transition_time, Time(at(4)));
         assert!(is_true(&conditions, "Failed"));
-    }
-
-    #[test]
-    fn comparison_ignores_order_and_times() {
-        let mut left = Vec::new();
-        set(&mut left, statement(true, "a"), at(1));
-        let mut other = statement(false, "b");
-        other.type_ = "Building";
-        set(&mut left, other, at(1));
-        let mut right: Vec<_> = left.iter().cloned().rev().collect();
-        right[0].last_transition_time = Time(at(9));
-        assert!(same(&left, &right));
-        right[0].message = "c".to_owned();
-        assert!(!same(&left, &right));
     }
 
     #[test]

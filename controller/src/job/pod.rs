@@ -208,7 +208,7 @@ fn shared_with_steps(inputs: &BuildInputs) -> Vec<(Volume, String, &'static str)
     .collect()
 }
 
-/// When the MachineConfig was rendered: a rebuild of the same inputs has the same times, and so the same digest.
+/// When the MachineConfig was rendered: a rebuild of the same inputs has the same times, and so the same layers; its manifest names the build besides.
 fn epoch(inputs: &BuildInputs) -> i64 {
     let rendered = &inputs.machine_config.metadata.creation_timestamp;
     rendered
