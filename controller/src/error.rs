@@ -101,8 +101,12 @@ impl Error {
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         match self {
-            Error::Write { source, .. } if class_of(source) != Class::Transient => {
-                Some(chain(self))
+            Error::Write { object, source, .. } if class_of(source) != Class::Transient => {
+                let why = match source {
+                    kube::Error::Api(status) => status.message.clone(),
+                    other => chain(other),
+                };
+                Some(format!("the apiserver refuses {object}: {why}"))
             }
             _ => None,
         }
@@ -122,8 +126,9 @@ pub fn code(error: &kube::Error) -> Option<u16> {
 #[must_use]
 pub fn class_of(error: &kube::Error) -> Class {
     match code(error) {
-        Some(401 | 403) => Class::RIGHTS,
-        Some(400 | 404 | 405 | 413 | 415 | 422) => Class::INTERNAL,
+        // 422 is a policy's or webhook's no more often than an invalid object
+        Some(401 | 403 | 422) => Class::RIGHTS,
+        Some(400 | 404 | 405 | 413 | 415) => Class::INTERNAL,
         // conflicts, rate limits, restarts, and no answer at all
         Some(_) | None => Class::Transient,
     }

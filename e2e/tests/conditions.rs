@@ -46,7 +46,12 @@ async fn a_job_that_the_apiserver_refuses_is_said_on_the_build_and_made_later() 
     )
     .await?;
     pool.configure(&quick("jobless")).await?;
-    let said = says(&pool, "not on this day").await;
+    let said = says(
+        &pool,
+        "the apiserver refuses Job build-jobless-",
+        "not on this day",
+    )
+    .await;
     policy.remove().await?;
     said?;
     pool.succeeds(&[]).await?;
@@ -59,7 +64,7 @@ async fn a_pod_that_the_apiserver_refuses_is_said_on_the_build_and_made_later() 
     let pool = world.pool("podless").await?;
     let policy = Policy::forbid(&world, "strata-e2e-podless", "", "pods", "build-podless-").await?;
     pool.configure(&quick("podless")).await?;
-    let said = says(&pool, "not on this day").await;
+    let said = says(&pool, "its Job can't make a pod", "not on this day").await;
     policy.remove().await?;
     said?;
     pool.succeeds(&[]).await?;
@@ -87,16 +92,17 @@ async fn degraded(pool: &Pool, status: &str, reason: &str, text: &str) -> Result
     .await
 }
 
-/// Waits until the build of a pool says `part` of itself as something that it waits for.
-async fn says(pool: &Pool, part: &str) -> Result<()> {
+/// Waits until the build of a pool says both of itself as something that it waits for.
+async fn says(pool: &Pool, what: &str, why: &str) -> Result<()> {
     eventually(
-        &format!("the build of {} to say {part:?}", pool.name),
+        &format!("the build of {} to say {what:?} and {why:?}", pool.name),
         REACTION,
         || async {
             let builds = pool.builds().await?;
             Ok(builds
                 .first()
-                .filter(|build| message(build, "Prepared").contains(part))
+                .map(|build| message(build, "Prepared"))
+                .filter(|said| said.contains(what) && said.contains(why))
                 .map(|_| ()))
         },
     )
