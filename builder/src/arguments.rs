@@ -143,10 +143,10 @@ pub struct Build {
     pub scratch: Option<PathBuf>,
 
     /// How steps are kept apart from this machine and where their files are: with the rights of root, in a user namespace with the ids of this one, or as an ordinary user with
-    /// subordinate ids, each on overlays or without (flat, or -flat behind a name); auto takes the best that this machine allows, see `strata-builder doctor`
+    /// subordinate ids, each on overlays or without (flat, or -flat behind a name), or with no rights at all where nothing is to RUN (copy); auto takes the best that this machine allows, see `strata-builder doctor`
     #[arg(
         long,
-        value_name = "auto|root|userns|rootless|flat|root-flat|userns-flat|rootless-flat",
+        value_name = "auto|root|userns|rootless|flat|root-flat|userns-flat|rootless-flat|copy",
         default_value = "auto",
         env = "STRATA_TIER"
     )]

@@ -20,7 +20,7 @@ use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec, LayerPer, Secret};
 use strata_builder::progress::{Format, Progress};
 use strata_builder::registry::{Options, Registry};
-use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, probe};
+use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, no_steps, probe};
 
 use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource, Volume};
 use crate::places;
@@ -120,7 +120,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
     let volumes = volumes(&build.volumes)?;
     let build_args = build_args(&build);
     // Namespaces belong to threads, so this comes before the runtime starts any.
-    let entered = enter_tier(&build.tier, &scratch)?;
+    let (entered, no_steps) = enter_tier(&build.tier, &scratch)?;
     let registry = |credentials| {
         Registry::new(Options {
             credentials,
@@ -172,6 +172,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         },
         layer_per,
         step_timeout: build.step_timeout,
+        no_steps,
         build_uid: build.build_uid,
         architecture: Platform::native().architecture,
     };
@@ -277,11 +278,12 @@ fn build_args(build: &Build) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Only trying tells what a machine allows.
-fn enter_tier(requested: &str, scratch: &Path) -> anyhow::Result<Entered> {
+/// Only trying tells what a machine allows. The second part says why no step can run, if that is so.
+fn enter_tier(requested: &str, scratch: &Path) -> anyhow::Result<(Entered, Option<String>)> {
     let probed = probe(scratch).map_err(|error| classed(&error))?;
     let tier = choose(requested, &probed).map_err(|error| classed(&error))?;
-    enter(tier).map_err(|error| classed(&error))
+    let entered = enter(tier).map_err(|error| classed(&error))?;
+    Ok((entered, no_steps(requested, tier, &probed)))
 }
 
 fn classed<E: std::error::Error + Classify>(error: &E) -> anyhow::Error {

@@ -11,7 +11,7 @@ pub fn doctor(probe: &Probe) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<30} {value}"))
         .collect();
-    for rights in [Rights::Root, Rights::Userns, Rights::Rootless] {
+    for rights in Rights::ALL {
         lines.push(String::new());
         for tier in Tier::LADDER
             .into_iter()
@@ -36,6 +36,9 @@ pub fn doctor(probe: &Probe) -> String {
     lines.push(String::new());
     let chosen = choose("auto", probe);
     lines.push(match &chosen {
+        Ok(Tier::Copy) => {
+            "A build with --tier auto runs in tier copy here, if it has no RUN.".to_owned()
+        }
         Ok(tier) => format!(
             "A build with --tier auto runs in tier {} here.",
             tier.name()
@@ -86,6 +89,7 @@ mod tests {
                     Check::SubordinateIds,
                     Some("/etc/subuid has no ids for user root"),
                 ),
+                row(Rights::None, Check::Files, None),
             ],
         };
         let expected = "\
@@ -112,6 +116,9 @@ tier rootless-flat: not available
          so:     owners of the base image's files can't be kept
          remedy: newuidmap and newgidmap (Debian package uidmap) with file capabilities or a set-user-ID bit, lines of this user in /etc/passwd, /etc/subuid and /etc/subgid, \
 and containers[].securityContext.allowPrivilegeEscalation: true without drop: [SETUID, SETGID]
+
+tier copy: available
+  yes  files in scratch
 
 A build with --tier auto runs in tier userns here.
 Not in tier root: namespaces: Operation not permitted (os error 1).

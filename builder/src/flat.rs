@@ -10,13 +10,15 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::CWD;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
+use crate::attributes;
 use crate::copy::{CopyError, CopyRequest, copy};
 use crate::error::{Class, Classify};
 use crate::layer::LayerError;
@@ -234,8 +236,10 @@ pub fn copy_tree(from: &Path, to: &Path) -> Result<(), FlatError> {
         ..CopyRequest::default()
     };
     copy(&everything, &Root::open(from)?, None, &Root::open(to)?)?;
-    let attributes = fs::metadata(from).map_err(FlatError::disk("look at", from))?;
-    chown(to, Some(attributes.uid()), Some(attributes.gid()))
-        .and_then(|()| fs::set_permissions(to, attributes.permissions()))
-        .map_err(FlatError::disk("set the attributes of", to))
+    let dress = || {
+        let look = attributes::stat(CWD, from)?;
+        attributes::chown(CWD, to, (look.st_uid, look.st_gid))?;
+        attributes::chmod(CWD, to, look.st_mode & 0o7777)
+    };
+    dress().map_err(|errno| FlatError::disk("set the attributes of", to)(errno.into()))
 }

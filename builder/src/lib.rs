@@ -18,6 +18,7 @@
 //!
 //! Pure modules decide, modules named for their effect touch the world; nothing here knows Kubernetes.
 
+mod attributes;
 pub mod containerfile;
 pub mod contract;
 pub mod copy;

@@ -84,6 +84,8 @@ pub struct BuildSpec {
     pub layers: LayerOptions,
     /// What becomes a layer.
     pub layer_per: LayerPer,
+    /// Why no step can run; none if steps can.
+    pub no_steps: Option<String>,
     /// Steps are killed after this time.
     pub step_timeout: Option<std::time::Duration>,
     /// The build that this is an attempt of.
@@ -166,6 +168,18 @@ pub enum BuildError {
         /// The instruction as written.
         source_line: String,
     },
+    /// A RUN where none can run.
+    #[error("{file}, line {line}: RUN can't be done: {why}\n  {text}")]
+    NoSteps {
+        /// The Containerfile.
+        file: String,
+        /// From 1.
+        line: usize,
+        /// As written.
+        text: String,
+        /// What is missing.
+        why: String,
+    },
     /// FROM or `--from` names neither stage nor image.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
@@ -220,6 +234,7 @@ impl Classify for BuildError {
             | Self::Parse(_)
             | Self::Unsupported { .. }
             | Self::ContextIsNoImage { .. } => Class::CONTENT,
+            Self::NoSteps { .. } => Class::RIGHTS,
             Self::Pull(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Plan(error) => error.class(),
@@ -244,6 +259,7 @@ impl BuildError {
             | Self::Parse(_)
             | Self::Plan(_)
             | Self::Unsupported { .. }
+            | Self::NoSteps { .. }
             | Self::Reference(_)
             | Self::ContextIsNoImage { .. }
             | Self::Image(_)
@@ -469,6 +485,9 @@ fn plan(spec: &BuildSpec, file: &Containerfile) -> Result<BuildGraph, BuildError
     };
     let graph = graph::plan(file, &options)?;
     check::supported(file, &graph)?;
+    if let Some(why) = &spec.no_steps {
+        check::without_steps(file, &graph, why)?;
+    }
     Ok(graph)
 }
 

@@ -12,9 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat, statat,
 };
-use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 
+use crate::attributes;
 use crate::error::{Class, Classify};
 
 pub mod users;
@@ -195,15 +195,9 @@ impl Root {
             current.push(part);
             match mkdirat(&self.directory, &current, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
-                    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-                    rustix::fs::chownat(
-                        &self.directory,
-                        &current,
-                        Some(uid),
-                        Some(gid),
-                        AtFlags::SYMLINK_NOFOLLOW,
-                    )
-                    .map_err(failed("chown", &current))?;
+                    attributes::inherit(&self.directory, &current)
+                        .and_then(|()| attributes::chown(&self.directory, &current, owner))
+                        .map_err(failed("chown", &current))?;
                     made.push(current.clone());
                 }
                 Err(Errno::EXIST) => {}

@@ -33,7 +33,7 @@ mod subordinate;
 mod tier;
 
 pub use enter::{EnterError, Entered, enter};
-pub use probe::{ChoiceError, Probe, ProbeError, choose, probe};
+pub use probe::{ChoiceError, Probe, ProbeError, choose, no_steps, probe};
 pub use run::{RunError, run};
 pub use tier::{Rights, Storage, Tier};
 

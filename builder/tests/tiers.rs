@@ -1,5 +1,5 @@
 //! Does every tier make the same image? Each builds the same files as itself: root, a user namespace, an ordinary user with subordinate ids; with overlays
-//! and without.
+//! and without; and files alone with no rights at all.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,13 +15,14 @@ use std::process::Command;
 
 use common::{Built, Image, Workshop, can_build};
 
-const TIERS: [&str; 6] = [
+const TIERS: [&str; 7] = [
     "root",
     "userns",
     "rootless",
     "root-flat",
     "userns-flat",
     "rootless-flat",
+    "copy",
 ];
 const USER: u32 = 61234;
 const TIME: &str = "1700000000";
@@ -33,11 +34,11 @@ RUN for f in db doc tool; do echo $f > /usr/lib/$f && ln /usr/lib/$f /sysroot/os
 RUN echo group > /usr/lib/g1 && ln /usr/lib/g1 /usr/lib/g2 && ln -s ../d/one /usr/one && mkfifo /d/fifo && chmod 4755 /d/one/a && chown 12:34 /d/one/b
 RUN rm -rf /opaque && mkdir /opaque && echo new > /opaque/new
 RUN rm /d/one/c /usr/lib/.hidden && mkdir /d/one/c && echo x > /d/one/c/x
-RUN chmod 700 /d/one/two && rm -r /home && echo file > /home
+RUN chmod 700 /d/one/two && rm -r /home && echo file > /home && mkdir -m 2775 /d/shared && chown 0:77 /d/shared && touch /usr/lib/locked && chmod 0 /usr/lib/locked
 ";
 
 /// What is built from it (`deep`), and further arguments.
-const BUILDS: [(&str, &str, &[&str]); 9] = [
+const BUILDS: [(&str, &str, &[&str]); 10] = [
     (
         "changes of every kind",
         r"FROM deep
@@ -109,6 +110,27 @@ RUN --mount=from=a,target=/m,rw echo x > /m/x && cat /d/one/b && test -e /1
         &["--layers", "step"],
     ),
     (
+        "files of every kind, copied",
+        r"FROM deep
+COPY --chown=ann:wheel --chmod=4750 a.txt /opt/new/tool
+COPY tree /d/one/
+COPY --from=deep /usr/lib /copied
+COPY --from=deep /d /moved
+COPY --from=deep /opaque/new /usr/one/through-a-link
+ADD archive.tar /unpacked/
+COPY a.txt /d/shared/sub/
+ADD --chown=5 archive.tar /d/shared/
+USER ann
+WORKDIR /work/ann
+COPY <<one <<two /inline/
+1
+one
+2
+two
+",
+        &[],
+    ),
+    (
         "nothing below, and nothing but files",
         "FROM scratch AS s\nCOPY a.txt /x/\nFROM s\nCOPY --from=deep /d /d\nADD --chown=3:4 a.txt /a\nWORKDIR /w\n",
         &[],
@@ -121,6 +143,8 @@ enum Place {
     Here,
     /// As in a pod of the SCC `anyuid`: default capabilities, `newuidmap` by file capabilities, masked /proc, no overlay in the scratch folder.
     Pod,
+    /// As in a pod without any right: no capabilities, no ids of its own, and no way to get them.
+    Nothing,
 }
 
 fn as_ordinary_user(workshop: &Workshop, command: &Command, place: Place) -> Command {
@@ -147,11 +171,12 @@ fn as_ordinary_user(workshop: &Workshop, command: &Command, place: Place) -> Com
         rustix::fs::lsetxattr(tools.join(tool), "security.capability", &value, flags).unwrap();
     }
     // The program's own folder may be one that only root can enter.
-    let script = "folder=$0 place=$1 program=$2; shift 2; for file in passwd subuid subgid; do mount --bind $folder/$file /etc/$file || exit; done; \
+    let script = "folder=$0 place=$1 program=$2; shift 2; [ $place = nothing ] || for file in passwd subuid subgid; do mount --bind $folder/$file /etc/$file || exit; done; \
                   mount --bind $program $folder/program || exit; bounding=; \
                   if [ $place = pod ]; then cd $folder && mkdir -p lower upper work && mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none scratch && \
                   chown 61234 scratch && mount -t tmpfs -o ro none /proc/irq && export PATH=$folder/tools:$PATH || exit; \
                   bounding='--bounding-set -all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service'; fi; \
+                  [ $place != nothing ] || bounding='--bounding-set -all --no-new-privs'; \
                   exec setpriv --reuid 61234 --regid 61234 --clear-groups $bounding $folder/program \"$@\"";
     let mut outer = Command::new("unshare");
     outer.args(["--mount", "sh", "-c", script]);
@@ -159,6 +184,7 @@ fn as_ordinary_user(workshop: &Workshop, command: &Command, place: Place) -> Com
     outer.arg(match place {
         Place::Here => "here",
         Place::Pod => "pod",
+        Place::Nothing => "nothing",
     });
     outer.arg(command.get_program()).args(command.get_args());
     outer
@@ -166,7 +192,11 @@ fn as_ordinary_user(workshop: &Workshop, command: &Command, place: Place) -> Com
 
 /// Builds in a tier, with folders that this tier may write to.
 fn build(workshop: &Workshop, tier: &str, containerfile: &str, more: &[&str]) -> (Built, Image) {
-    build_in(workshop, tier, Place::Here, containerfile, more)
+    let place = match tier {
+        "copy" => Place::Nothing,
+        _ => Place::Here,
+    };
+    build_in(workshop, tier, place, containerfile, more)
 }
 
 fn build_in(
@@ -208,7 +238,7 @@ fn build_in(
     arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut command = workshop.command(&arguments);
-    if tier.starts_with("rootless") || place == Place::Pod {
+    if tier.starts_with("rootless") || place != Place::Here {
         command = as_ordinary_user(workshop, &command, place);
     }
     let built = Built::of(&command.output().unwrap());
@@ -221,6 +251,26 @@ fn workshop() -> Workshop {
     let workshop = Workshop::new();
     fs::set_permissions(workshop.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     workshop.file("a.txt", "a\n");
+    workshop.file("tree/sub/x", "x\n").file("tree/a", "new a\n");
+    let context = workshop.path("context");
+    fs::hard_link(context.join("tree/a"), context.join("tree/sub/linked")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", context.join("tree/link")).unwrap();
+    fs::set_permissions(context.join("tree/sub"), fs::Permissions::from_mode(0o2755)).unwrap();
+    let archived = Command::new("tar")
+        .args([
+            "--sort=name",
+            "--mtime=@1500000000",
+            "--owner=1234",
+            "--group=77",
+        ])
+        .arg("-cf")
+        .arg(context.join("archive.tar"))
+        .arg("-C")
+        .arg(&context)
+        .arg("tree")
+        .status()
+        .unwrap();
+    assert!(archived.success());
     // Times in the context are part of the image.
     let time = filetime(workshop.path("context/a.txt"));
     assert!(time.success());
@@ -251,6 +301,9 @@ fn every_tier_makes_the_same_image() {
     for (what, containerfile, more) in BUILDS {
         let mut first: Option<(String, Image)> = None;
         for tier in TIERS {
+            if tier == "copy" && containerfile.contains("RUN") {
+                continue;
+            }
             let (built, image) = build(&workshop, tier, containerfile, more);
             match &first {
                 None => first = Some((built.stdout, image)),
@@ -382,6 +435,45 @@ fn a_pod_that_may_not_mount_overlays_builds_flat_and_doctor_says_why() {
         let refused = Built::of(&output);
         let message =
             format!("error: this machine does not allow tier {tier}; {obstacle}; remedy: ");
+        assert!(refused.stderr.starts_with(&message), "{}", refused.stderr);
+        assert_eq!(refused.status, 77);
+    }
+}
+
+#[test]
+fn a_pod_without_any_right_copies_files_and_says_why_it_runs_nothing() {
+    if !can_build("a_pod_without_any_right_copies_files_and_says_why_it_runs_nothing") {
+        return;
+    }
+    let workshop = workshop();
+    let copied = "FROM deep\nCOPY --chown=ann a.txt /new\nLABEL a=b\n";
+    let (expected, _) = build(&workshop, "root", copied, &[]);
+    let (built, image) = build_in(&workshop, "auto", Place::Nothing, copied, &[]);
+    assert_eq!(built.stdout, expected.stdout);
+    assert_eq!(image.top(), ["new 644 1000:1001 \"a\\n\""]);
+    for (tier, why) in [
+        (
+            "auto",
+            "this machine allows no tier that runs steps; tier userns: id map, same numbers: Operation not permitted (os error 1); remedy: ",
+        ),
+        ("copy", "tier copy, which was asked for, runs no steps"),
+    ] {
+        let file = workshop.path("run.Containerfile");
+        fs::write(&file, "FROM scratch\nLABEL a=b\nRUN true\n").unwrap();
+        let push = format!("oci:{}", workshop.path("out-auto").display());
+        let command = workshop.command(&[
+            "--tier",
+            tier,
+            "--containerfile",
+            file.to_str().unwrap(),
+            "--push",
+            &push,
+        ]);
+        let output = as_ordinary_user(&workshop, &command, Place::Nothing)
+            .output()
+            .unwrap();
+        let refused = Built::of(&output);
+        let message = format!("error: run.Containerfile, line 3: RUN can't be done: {why}");
         assert!(refused.stderr.starts_with(&message), "{}", refused.stderr);
         assert_eq!(refused.status, 77);
     }

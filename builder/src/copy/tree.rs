@@ -1,16 +1,18 @@
 //! How does one entry, or all below a directory, get from one root into the other?
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::{CopyError, CopyRequest, CopySummary, Rule, Verdict, verdict};
+use crate::attributes;
 use crate::ignore::Ignore;
 use crate::root::Root;
 
@@ -59,8 +61,7 @@ impl<'a> Copier<'a> {
 
     /// Copies one thing that is no directory.
     pub(super) fn one(&mut self, source: &Path, target: &Path) -> Result<(), CopyError> {
-        let metadata = fs::symlink_metadata(self.from.path().join(source))
-            .map_err(failed("look at", source))?;
+        let metadata = look(&self.from.path().join(source)).map_err(failed("look at", source))?;
         self.entry(source, &metadata, target)
     }
 
@@ -138,9 +139,10 @@ impl<'a> Copier<'a> {
         for name in names {
             let (source, mut target, below) =
                 (source.join(&name), target.join(&name), below.join(&name));
-            let metadata = fs::symlink_metadata(self.from.path().join(&source))
-                .map_err(failed("look at", &source))?;
-            let verdict = self.verdict(&source, &below, metadata.is_dir());
+            let metadata =
+                look(&self.from.path().join(&source)).map_err(failed("look at", &source))?;
+            let is_directory = is_directory(&metadata);
+            let verdict = self.verdict(&source, &below, is_directory);
             if verdict == Verdict::Excluded {
                 continue;
             }
@@ -149,7 +151,7 @@ impl<'a> Copier<'a> {
                     self.make_directory(&target)?;
                 }
             }
-            if !metadata.is_dir() {
+            if !is_directory {
                 if verdict == Verdict::Included {
                     self.entry(&source, &metadata, &target)?;
                 }
@@ -215,20 +217,15 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn entry(
-        &mut self,
-        source: &Path,
-        metadata: &Metadata,
-        target: &Path,
-    ) -> Result<(), CopyError> {
-        let kind = FileType::from_raw_mode(metadata.mode());
+    fn entry(&mut self, source: &Path, metadata: &Stat, target: &Path) -> Result<(), CopyError> {
+        let kind = FileType::from_raw_mode(metadata.st_mode);
         make_way(self.into, target, describe(kind))?;
         let (place, origin) = (self.into.path().join(target), self.from.path().join(source));
         let mut bytes = 0;
         match kind {
             FileType::RegularFile => {
-                let identity = (metadata.dev(), metadata.ino());
-                if metadata.nlink() > 1 {
+                let identity = (metadata.st_dev, metadata.st_ino);
+                if metadata.st_nlink > 1 {
                     if let Some(first) = self.links.get(&identity) {
                         fs::hard_link(self.into.path().join(first), &place)
                             .map_err(failed("link", target))?;
@@ -264,7 +261,7 @@ impl<'a> Copier<'a> {
                     &place,
                     kind,
                     Mode::from_raw_mode(0o600),
-                    metadata.rdev(),
+                    metadata.st_rdev,
                 );
                 made.map_err(|errno| failed("make the special file", target)(errno.into()))?;
             }
@@ -277,7 +274,7 @@ impl<'a> Copier<'a> {
     fn finish(
         &self,
         source: &Path,
-        metadata: &Metadata,
+        metadata: &Stat,
         target: &Path,
         kind: FileType,
     ) -> Result<(), CopyError> {
@@ -298,21 +295,21 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    fn attributes(&self, metadata: &Metadata) -> Attributes {
-        let mode = metadata.mode() & 0o7777;
+    fn attributes(&self, metadata: &Stat) -> Attributes {
+        let mode = metadata.st_mode & 0o7777;
         Attributes {
             mode: self
                 .request
                 .mode
                 .as_ref()
-                .map_or(mode, |change| change.apply(mode, metadata.is_dir())),
+                .map_or(mode, |change| change.apply(mode, is_directory(metadata))),
             owner: self
                 .request
                 .owner
-                .unwrap_or((metadata.uid(), metadata.gid())),
+                .unwrap_or((metadata.st_uid, metadata.st_gid)),
             modified: Timespec {
-                tv_sec: metadata.mtime(),
-                tv_nsec: metadata.mtime_nsec(),
+                tv_sec: metadata.st_mtime,
+                tv_nsec: metadata.st_mtime_nsec.cast_signed(),
             },
         }
     }
@@ -326,10 +323,9 @@ impl<'a> Copier<'a> {
 impl Attributes {
     /// The owner first: a change of it clears set-ID bits and capabilities.
     pub(super) fn give(&self, place: &Path, kind: FileType) -> io::Result<()> {
-        let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
-        rustix::fs::chownat(CWD, place, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        attributes::chown(CWD, place, self.owner)?;
         if kind != FileType::Symlink {
-            rustix::fs::chmodat(CWD, place, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
+            attributes::chmod(CWD, place, self.mode)?;
         }
         self.give_time(place)
     }
@@ -387,16 +383,28 @@ pub(super) fn belongs_to_image(name: &[u8]) -> bool {
         || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
+fn look(place: &Path) -> io::Result<Stat> {
+    Ok(attributes::stat(CWD, place)?)
+}
+
+fn is_directory(metadata: &Stat) -> bool {
+    FileType::from_raw_mode(metadata.st_mode) == FileType::Directory
+}
+
 /// True if there was any.
 fn copy_xattrs(from: &Path, to: &Path) -> Result<bool, Errno> {
     let mut names: Vec<u8> = Vec::new();
+    let mut any = false;
+    for (name, value) in attributes::recorded_xattrs(CWD, from)? {
+        set_xattr(to, &name, &value)?;
+        any = true;
+    }
     match rustix::fs::llistxattr_query(from) {
-        Ok(0) | Err(Errno::NOTSUP) => return Ok(false),
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(any),
         Ok(length) => names.resize(length, 0),
         Err(errno) => return Err(errno),
     }
     let length = rustix::fs::llistxattr(from, names.as_mut_slice())?;
-    let mut any = false;
     for name in names[..length]
         .split(|byte| *byte == 0)
         .filter(|name| belongs_to_image(name))
@@ -415,7 +423,7 @@ fn copy_xattrs(from: &Path, to: &Path) -> Result<bool, Errno> {
 
 /// A file system that keeps no such attributes is not worth a failed build.
 pub(super) fn set_xattr(to: &Path, name: &[u8], value: &[u8]) -> Result<(), Errno> {
-    match rustix::fs::lsetxattr(to, name, value, XattrFlags::empty()) {
+    match attributes::set_xattr(CWD, to, OsStr::from_bytes(name), value) {
         Err(Errno::NOTSUP) => {
             tracing::debug!(path = %to.display(), "the file system keeps no extended attributes");
             Ok(())

@@ -9,13 +9,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, fchmod, fchown,
-    fgetxattr, fgetxattr_query, flistxattr, fremovexattr, fsetxattr, fstat, futimens, openat,
-    renameat, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps, fgetxattr, fgetxattr_query,
+    flistxattr, fremovexattr, fsetxattr, futimens, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::FlatError;
+use crate::attributes;
 use crate::overlay::XattrPrefix;
 use crate::unpack::is_mark;
 
@@ -69,7 +69,7 @@ struct Merging {
 impl Merging {
     /// Moves what is in `from` into `into`, which then looks like `from` itself.
     fn fold(&self, from: &OwnedFd, into: &OwnedFd) -> Result<(), Errno> {
-        let look = fstat(from)?;
+        let look = attributes::stat(from, "")?;
         for (name, kind) in names(from.as_fd())? {
             let name = OsStr::from_bytes(&name);
             let below = match statat(into, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -115,7 +115,7 @@ impl Merging {
         if self.is_opaque(directory)? {
             fremovexattr(directory, self.marks.opaque())?;
         }
-        let look = fstat(directory)?;
+        let look = attributes::stat(directory, "")?;
         let mut changed = false;
         for (name, kind) in names(directory.as_fd())? {
             let name = OsStr::from_bytes(&name);
@@ -154,15 +154,11 @@ impl Merging {
 
 /// Owner, mode, attributes and times of `from`, which looked like `look`, for `into`.
 fn dress(from: &OwnedFd, look: &Stat, into: &OwnedFd) -> Result<(), Errno> {
-    fchown(
-        into,
-        Some(Uid::from_raw(look.st_uid)),
-        Some(Gid::from_raw(look.st_gid)),
-    )?;
-    fchmod(into, Mode::from_raw_mode(look.st_mode & 0o7777))?;
-    let wanted = attributes(from)?;
+    attributes::chown(into, "", (look.st_uid, look.st_gid))?;
+    attributes::chmod(into, "", look.st_mode & 0o7777)?;
+    let wanted = xattrs(from)?;
     let is_ours = |name: &&Vec<u8>| name.starts_with(b"user.") && !is_mark(name);
-    for name in attributes(into)?.iter().filter(is_ours) {
+    for name in xattrs(into)?.iter().filter(is_ours) {
         if !wanted.contains(name) {
             fremovexattr(into, OsStr::from_bytes(name))?;
         }
@@ -181,7 +177,7 @@ fn dress(from: &OwnedFd, look: &Stat, into: &OwnedFd) -> Result<(), Errno> {
     futimens(into, &times(look))
 }
 
-fn attributes(file: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+fn xattrs(file: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     // The kernel's own limit for the list of names.
     let mut list = vec![0; 64 << 10];
     let length = match flistxattr(file, &mut list) {

@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, openat, readlinkat, statat};
+use rustix::fs::{CWD, FileType, Mode, Stat, openat, readlinkat};
 use rustix::io::Errno;
 
 use super::LayerError;
 use super::before::{Looks, open_file};
 use super::walk::{DIRECTORY, is_whiteout, names, read_failed};
 use super::xattrs::Xattrs;
+use crate::attributes;
 use crate::digest::{Digest, Hashing};
 
 /// A tree at one time.
@@ -63,7 +64,7 @@ impl Index {
     /// Transient: the disk.
     pub fn of(root: &Path, known: Known<'_>) -> Result<Self, LayerError> {
         let directory = openat(CWD, root, DIRECTORY, Mode::empty()).map_err(|e| failed(root, e))?;
-        let stat = rustix::fs::fstat(&directory).map_err(|e| failed(root, e))?;
+        let stat = attributes::stat(&directory, "").map_err(|e| failed(root, e))?;
         let mut making = Making {
             known,
             contents: Vec::new(),
@@ -200,7 +201,8 @@ impl Making<'_> {
         before: Option<&Node>,
         path: &mut PathBuf,
     ) -> Result<Option<Node>, LayerError> {
-        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| failed(path, e))?;
+        let stat =
+            attributes::stat(parent, OsStr::from_bytes(name)).map_err(|e| failed(path, e))?;
         if is_whiteout(&stat) {
             return Ok(None);
         }

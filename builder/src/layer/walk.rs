@@ -12,9 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, major, minor, openat, readlinkat, statat,
-};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, Stat, major, minor, openat, readlinkat};
 use rustix::io::Errno;
 
 use super::LayerError;
@@ -22,6 +20,7 @@ use super::before::Before;
 use super::header::{Entry, Kind};
 use super::index::Index;
 use super::xattrs::Xattrs;
+use crate::attributes;
 
 /// Takes the entries, with the place of a file's content: a directory and a path in it.
 pub trait Entries {
@@ -200,7 +199,7 @@ impl Walk<'_> {
     ) -> Result<(), LayerError> {
         let mut full = [path, name].concat();
         let failed = |errno: Errno| read_failed(&full, errno);
-        let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let stat = attributes::stat(directory, OsStr::from_bytes(name)).map_err(failed)?;
         let file_type = FileType::from_raw_mode(stat.st_mode);
         let xattrs = || Xattrs::read(directory, name, file_type);
         let kind = match file_type {

@@ -1,11 +1,14 @@
 //! Which extended attributes of a file go into an image?
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::{FileType, lgetxattr, llistxattr};
 use rustix::io::Errno;
+
+use crate::attributes;
 
 /// The attributes of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,7 +41,10 @@ impl Xattrs {
                 Err(errno) => return Err(errno),
             }
         };
-        let mut xattrs = Self::default();
+        let mut xattrs = Self {
+            kept: attributes::recorded_xattrs(directory, OsStr::from_bytes(name))?,
+            opaque: false,
+        };
         for key in list[..listed]
             .split(|byte| *byte == 0)
             .filter(|key| !key.is_empty())

@@ -245,6 +245,7 @@ pub fn inputs(spec: &BuildSpec, outside: &Outside) -> Result<Digest, BuildError>
         scratch: _,
         step_timeout: _,
         build_uid: _,
+        no_steps: _,
     } = spec;
     let mut all = Hashing::new(io::sink());
     let mut add = |text: &str| {

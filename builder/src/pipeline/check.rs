@@ -23,6 +23,25 @@ pub fn supported(file: &Containerfile, graph: &BuildGraph) -> Result<(), BuildEr
     Ok(())
 }
 
+/// Refuses the first RUN of a needed stage.
+pub fn without_steps(
+    file: &Containerfile,
+    graph: &BuildGraph,
+    why: &str,
+) -> Result<(), BuildError> {
+    let stages = graph.stages.iter().map(|stage| &file.stages[stage.index]);
+    let mut instructions = stages.flat_map(|stage| &stage.instructions);
+    let step = instructions.find(|located| matches!(located.value, Instruction::Run(_)));
+    step.map_or(Ok(()), |located| {
+        Err(BuildError::NoSteps {
+            file: file.file.clone(),
+            line: located.location.line,
+            text: pointer(located, "RUN").1,
+            why: why.to_owned(),
+        })
+    })
+}
+
 /// What is not supported, and the text that marks its place.
 fn unsupported(instruction: &Instruction) -> Option<(&'static str, String)> {
     let Instruction::Add(transfer) = instruction else {

@@ -13,6 +13,7 @@ use rustix::process::{
 use rustix::thread::UnshareFlags;
 
 use super::{ExitStatus, Rights, Storage, Tier, kernel, subordinate};
+use crate::attributes;
 use crate::error::{Class, Classify};
 use crate::overlay::{OverlayError, XattrPrefix};
 
@@ -89,6 +90,7 @@ pub fn enter(tier: Tier) -> Result<Entered, EnterError> {
         return Err(EnterError::Threads(threads));
     }
     match tier.rights() {
+        Rights::None => attributes::keep_records(),
         Rights::Root => {
             kernel::unshare(UnshareFlags::NEWNS).map_err(refused("make a mount namespace"))?
         }
@@ -97,7 +99,9 @@ pub fn enter(tier: Tier) -> Result<Entered, EnterError> {
         Rights::Rootless => enter_user_namespace(&subordinate::write_maps)
             .map_err(refused("make a user namespace with subordinate ids"))?,
     }
-    make_mounts_private().map_err(refused("make the mounts private"))?;
+    if tier.rights() != Rights::None {
+        make_mounts_private().map_err(refused("make the mounts private"))?;
+    }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Steps must not be able to look into this process, even where they can see it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)

@@ -17,7 +17,7 @@ mod attempts;
 mod choice;
 
 pub(super) use attempts::main;
-pub use choice::{ChoiceError, choose, obstacle};
+pub use choice::{ChoiceError, choose, no_steps, obstacle};
 
 /// The first argument that starts this program as a probe.
 pub(super) const INTERNAL_PROBE: &str = "internal-probe";
@@ -27,6 +27,8 @@ pub(super) const INTERNAL_PROBE: &str = "internal-probe";
 pub enum Check {
     /// New mount, PID, UTS and IPC namespaces (and, but for the root tier, a user namespace).
     Namespaces,
+    /// A file in the scratch folder.
+    Files,
     /// Every id of ours under its own number.
     IdentityMap,
     /// Every id but one, shifted by one.
@@ -97,6 +99,7 @@ impl Check {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Namespaces => "namespaces",
+            Self::Files => "files in scratch",
             Self::IdentityMap => "id map, same numbers",
             Self::ShiftedMap => "id map, shifted by one",
             Self::SingleMap => "id map, one id",
@@ -121,6 +124,7 @@ impl Check {
             Self::Overlay | Self::Whiteout | Self::Opaque => matches!(storage, Storage::Overlay),
             Self::ShiftedMap | Self::SingleMap | Self::FileCapabilities | Self::Proc => false,
             Self::Namespaces
+            | Self::Files
             | Self::IdentityMap
             | Self::SubordinateIds
             | Self::Chown
@@ -136,6 +140,7 @@ impl Check {
     pub const fn consequence(self) -> &'static str {
         match self {
             Self::Namespaces => "no step can run in this tier",
+            Self::Files => "nothing can be copied",
             Self::IdentityMap | Self::SubordinateIds => {
                 "owners of the base image's files can't be kept"
             }
@@ -160,7 +165,7 @@ impl Check {
             (Self::Namespaces, Rights::Root) => {
                 "spec.hostUsers: false and containers[].securityContext.capabilities.add: [SYS_ADMIN], or privileged: true"
             }
-            (Self::Namespaces, Rights::Userns | Rights::Rootless) => {
+            (Self::Namespaces, Rights::Userns | Rights::Rootless | Rights::None) => {
                 "spec.hostUsers: false and no seccompProfile of type RuntimeDefault; on OpenShift the SCC nested-container; \
                  on the node, sysctls user.max_user_namespaces above 0 and kernel.apparmor_restrict_unprivileged_userns=0"
             }
@@ -171,6 +176,7 @@ impl Check {
                 "containers[].securityContext: runAsUser: 0 and capabilities.add: [SETUID, SETGID, SETFCAP]"
             }
             (Self::SingleMap, _) => "as for namespaces",
+            (Self::Files, _) => "a folder of this user, such as an emptyDir, as the scratch folder",
             (Self::SubordinateIds, _) => {
                 "newuidmap and newgidmap (Debian package uidmap) with file capabilities or a set-user-ID bit, lines of this user in /etc/passwd, /etc/subuid and /etc/subgid, \
                  and containers[].securityContext.allowPrivilegeEscalation: true without drop: [SETUID, SETGID]"
@@ -215,8 +221,11 @@ impl Probe {
     /// True if a build would run in `tier`.
     #[must_use]
     pub fn allows(&self, tier: Tier) -> bool {
-        self.obstacles(tier).next().is_none()
-            && self.rows_of(tier).any(|row| row.check == Check::Seccomp)
+        let last = match tier.rights() {
+            Rights::None => Check::Files,
+            Rights::Root | Rights::Userns | Rights::Rootless => Check::Seccomp,
+        };
+        self.obstacles(tier).next().is_none() && self.rows_of(tier).any(|row| row.check == last)
     }
 }
 

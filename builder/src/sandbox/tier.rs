@@ -14,6 +14,8 @@ pub enum Rights {
     Userns,
     /// A user namespace with our own id and subordinate ones; `newuidmap` and `newgidmap` write its maps.
     Rootless,
+    /// None at all: no step can run.
+    None,
 }
 
 /// How the files of stages are kept.
@@ -40,17 +42,20 @@ pub enum Tier {
     UsernsFlat,
     /// [`Tier::Rootless`] without overlays.
     RootlessFlat,
+    /// Only files: copied, not run; owners are kept in our own records ([`crate::attributes`]).
+    Copy,
 }
 
 impl Tier {
     /// All, best first: `auto` takes the first that is allowed.
-    pub const LADDER: [Self; 6] = [
+    pub const LADDER: [Self; 7] = [
         Self::Root,
         Self::Userns,
         Self::Rootless,
         Self::RootFlat,
         Self::UsernsFlat,
         Self::RootlessFlat,
+        Self::Copy,
     ];
 
     /// As on the command line and in the report.
@@ -63,6 +68,7 @@ impl Tier {
             Self::RootFlat => "root-flat",
             Self::UsernsFlat => "userns-flat",
             Self::RootlessFlat => "rootless-flat",
+            Self::Copy => "copy",
         }
     }
 
@@ -73,6 +79,7 @@ impl Tier {
             Self::Root | Self::RootFlat => Rights::Root,
             Self::Userns | Self::UsernsFlat => Rights::Userns,
             Self::Rootless | Self::RootlessFlat => Rights::Rootless,
+            Self::Copy => Rights::None,
         }
     }
 
@@ -81,19 +88,23 @@ impl Tier {
     pub const fn storage(self) -> Storage {
         match self {
             Self::Root | Self::Userns | Self::Rootless => Storage::Overlay,
-            Self::RootFlat | Self::UsernsFlat | Self::RootlessFlat => Storage::Flat,
+            Self::RootFlat | Self::UsernsFlat | Self::RootlessFlat | Self::Copy => Storage::Flat,
         }
     }
 }
 
 impl Rights {
-    /// The tier that has these rights and overlays.
+    /// All, best first.
+    pub const ALL: [Self; 4] = [Self::Root, Self::Userns, Self::Rootless, Self::None];
+
+    /// In a word.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Userns => "userns",
             Self::Rootless => "rootless",
+            Self::None => "none",
         }
     }
 }

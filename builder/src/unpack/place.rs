@@ -3,20 +3,19 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write as _};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fchown, fsetxattr, futimens, linkat, lsetxattr, mkdirat, mknodat, openat, statat, symlinkat,
-    utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, futimens, linkat, mkdirat, mknodat,
+    openat, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use super::entries::{Entry, EntryReader, Kind};
 use super::tree::{Folder, Tree, WalkError, is_whiteout, names, open_folder};
 use super::{Limits, UnpackError, UnpackedLayer};
+use crate::attributes;
 
 /// `.wh.NAME` hides NAME of the lower layers.
 const WHITEOUT: &[u8] = b".wh.";
@@ -189,13 +188,10 @@ impl Unpacker {
     }
 
     fn dress_folder(&mut self, folder: &Folder, entry: &Entry) -> Result<(), Errno> {
-        fchown(&folder.fd, owner(entry), group(entry))?;
-        fchmod(&folder.fd, Mode::from_raw_mode(entry.mode))?;
+        attributes::chown(&folder.fd, "", (entry.uid, entry.gid))?;
+        attributes::chmod(&folder.fd, "", entry.mode)?;
         for (name, value) in kept(&entry.xattrs) {
-            tolerated(
-                name,
-                fsetxattr(&folder.fd, name, value, XattrFlags::empty()),
-            )?;
+            tolerated(name, attributes::set_xattr(&folder.fd, "", name, value))?;
         }
         self.layer.times.insert(folder.path.clone(), times(entry));
         self.tree.is_stated(&folder.path);
@@ -242,12 +238,12 @@ impl Unpacker {
                 || parent.gives_group
                 || !rustix::process::geteuid().is_root()
             {
-                fchown(&file, owner(entry), group(entry))?;
+                attributes::chown(&file, "", (entry.uid, entry.gid))?;
             }
             // After the owner, whose change would take set-id bits and capabilities away.
-            fchmod(&file, Mode::from_raw_mode(entry.mode))?;
+            attributes::chmod(&file, "", entry.mode)?;
             for (name, value) in kept(&entry.xattrs) {
-                tolerated(name, fsetxattr(&file, name, value, XattrFlags::empty()))?;
+                tolerated(name, attributes::set_xattr(&file, "", name, value))?;
             }
             futimens(&file, &times(entry))
         };
@@ -276,25 +272,14 @@ impl Unpacker {
             }
             Kind::File | Kind::HardLink | Kind::Directory => return Ok(()),
         }
-        chownat(
-            &parent.fd,
-            name,
-            owner(entry),
-            group(entry),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
+        attributes::chown(&parent.fd, name, (entry.uid, entry.gid))?;
         if entry.kind != Kind::Symlink {
             // mknod's mode went through the umask; what was just made here is no link.
-            rustix::fs::chmodat(&parent.fd, name, mode, AtFlags::empty())?;
+            attributes::chmod(&parent.fd, name, entry.mode)?;
         }
-        let by_descriptor = Path::new("/proc/self/fd")
-            .join(parent.fd.as_raw_fd().to_string())
-            .join(name);
         for (attribute, value) in kept(&entry.xattrs) {
-            tolerated(
-                attribute,
-                lsetxattr(&by_descriptor, attribute, value, XattrFlags::empty()),
-            )?;
+            let set = attributes::set_xattr(&parent.fd, name, attribute, value);
+            tolerated(attribute, set)?;
         }
         utimensat(&parent.fd, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)
     }
@@ -336,14 +321,6 @@ impl Unpacker {
             }
         }
     }
-}
-
-fn owner(entry: &Entry) -> Option<Uid> {
-    Some(Uid::from_raw(entry.uid))
-}
-
-fn group(entry: &Entry) -> Option<Gid> {
-    Some(Gid::from_raw(entry.gid))
 }
 
 fn times(entry: &Entry) -> Timestamps {

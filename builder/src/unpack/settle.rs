@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod,
-    fchown, fgetxattr, fgetxattr_query, flistxattr, fsetxattr, fstat, futimens, linkat, openat,
-    statat,
+    AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, fgetxattr, fgetxattr_query,
+    flistxattr, futimens, linkat, openat, statat,
 };
 use rustix::io::Errno;
 
 use super::place::{is_mark, tolerated};
 use super::tree::{Folder, Tree, WalkError, is_whiteout, open_folder};
 use super::{UnpackError, UnpackedLayer, open_root, write};
+use crate::attributes;
 use crate::overlay::XattrPrefix;
 
 /// What the stack of lower layers has at a path.
@@ -92,7 +92,7 @@ impl UnpackedLayer {
                 },
             };
             if let Some(below) = below {
-                let stat = fstat(&below).map_err(|e| system(path, "read", e))?;
+                let stat = attributes::stat(&below, "").map_err(|e| system(path, "read", e))?;
                 copy_attributes(&*below, &stat, &*folder.fd)
                     .map_err(|e| system(path, "set the attributes of", e))?;
                 times.insert(path.clone(), times_of(&stat));
@@ -153,7 +153,7 @@ fn below(lowers: &[Folder], names: &[OsString], marks: XattrPrefix) -> Result<Be
             };
             hides_lower |= is_opaque(&here, marks)?;
         }
-        match statat(&here.fd, last, AtFlags::SYMLINK_NOFOLLOW) {
+        match attributes::stat(&here.fd, last) {
             Ok(_) if is_whiteout(&here, last) => return Ok(Below::Nothing),
             Ok(stat) if is(&stat, FileType::Symlink) => return Ok(Below::Link),
             Ok(stat) => return Ok(Below::Entry(here, stat)),
@@ -260,19 +260,15 @@ fn copy_up(from: &Folder, name: &OsStr, to: &Folder) -> Result<(), Errno> {
     let (mut source, mut copy) = (File::from(source), File::from(copy));
     io::copy(&mut source, &mut copy)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    let stat = fstat(&source)?;
+    let stat = attributes::stat(&source, "")?;
     copy_attributes(&source, &stat, &copy)?;
     futimens(&copy, &times_of(&stat))
 }
 
 /// Owner, mode and extended attributes.
 fn copy_attributes(from: impl AsFd, stat: &Stat, to: impl AsFd) -> Result<(), Errno> {
-    fchown(
-        &to,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )?;
-    fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    attributes::chown(&to, "", (stat.st_uid, stat.st_gid))?;
+    attributes::chmod(&to, "", stat.st_mode & 0o7777)?;
     // The kernel's own limit for the list of names.
     let mut list = vec![0; 64 << 10];
     let length = match flistxattr(&from, &mut list) {
@@ -286,10 +282,10 @@ fn copy_attributes(from: impl AsFd, stat: &Stat, to: impl AsFd) -> Result<(), Er
         let name = OsStr::from_bytes(name);
         let mut value = vec![0; fgetxattr_query(&from, name)?];
         let length = fgetxattr(&from, name, &mut value)?;
-        tolerated(
-            name,
-            fsetxattr(&to, name, &value[..length], XattrFlags::empty()),
-        )?;
+        tolerated(name, attributes::set_xattr(&to, "", name, &value[..length]))?;
+    }
+    for (name, value) in attributes::recorded_xattrs(&from, "")? {
+        attributes::set_xattr(&to, "", OsStr::from_bytes(&name), &value)?;
     }
     Ok(())
 }

@@ -41,6 +41,8 @@ pub(in crate::sandbox) fn main() -> u8 {
             }),
         );
     }
+    let copied = scratch.join("copied");
+    tell(Rights::None, Check::Files, fs::write(copied, "copied"));
     for rights in [Rights::Userns, Rights::Rootless] {
         with_user_namespace(rights, namespaces, &scratch.join(rights.name()));
     }
@@ -55,7 +57,7 @@ fn with_user_namespace(rights: Rights, namespaces: UnshareFlags, folder: &Path) 
     }
     let maps = |map: WriteMaps<'_>| in_mapped_child(namespaces, map, &|| Ok(()));
     let map: WriteMaps<'_> = match rights {
-        Rights::Root | Rights::Userns => {
+        Rights::None | Rights::Root | Rights::Userns => {
             if !tell(rights, Check::IdentityMap, maps(&write_identity_maps)) {
                 let shifted = maps(&|pid| write_map(pid, "0 1 65535\n", true));
                 tell(rights, Check::ShiftedMap, shifted);

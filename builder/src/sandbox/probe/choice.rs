@@ -1,6 +1,6 @@
 //! Which tier runs, given what was asked for and what the machine allows? Pure.
 
-use super::{Probe, Storage, Tier};
+use super::{Probe, Rights, Storage, Tier};
 use crate::error::{Class, Classify};
 
 /// No tier can be chosen.
@@ -43,7 +43,7 @@ pub fn choose(requested: &str, probe: &Probe) -> Result<Tier, ChoiceError> {
         .into_iter()
         .filter(|tier| match requested {
             "auto" => true,
-            "flat" => tier.storage() == Storage::Flat,
+            "flat" => tier.storage() == Storage::Flat && *tier != Tier::Copy,
             name => name == tier.name(),
         })
         .collect();
@@ -61,6 +61,26 @@ pub fn choose(requested: &str, probe: &Probe) -> Result<Tier, ChoiceError> {
         obstacle,
         remedy,
     })
+}
+
+/// Why no step can run in `tier`; none if steps can.
+#[must_use]
+pub fn no_steps(requested: &str, tier: Tier, probe: &Probe) -> Option<String> {
+    if tier.rights() != Rights::None {
+        return None;
+    }
+    if requested == tier.name() {
+        return Some(format!(
+            "tier {requested}, which was asked for, runs no steps"
+        ));
+    }
+    let others = Tier::LADDER.iter().filter(|other| **other != tier);
+    let nearest = others.rev().max_by_key(|other| probe.works(**other))?;
+    let (obstacle, remedy) = obstacle(probe, *nearest);
+    Some(format!(
+        "this machine allows no tier that runs steps; tier {}: {obstacle}; remedy: {remedy}; see `strata-builder doctor`",
+        nearest.name()
+    ))
 }
 
 /// Why a tier that isn't allowed isn't, and what would change that.
@@ -86,9 +106,10 @@ mod tests {
     fn probe(works: &[Tier]) -> Probe {
         let mut rows = Vec::new();
         for tier in Tier::LADDER {
-            let check = match tier.storage() {
-                Storage::Overlay => Check::Overlay,
-                Storage::Flat => Check::Seccomp,
+            let check = match tier {
+                Tier::Root | Tier::Userns | Tier::Rootless => Check::Overlay,
+                Tier::RootFlat | Tier::UsernsFlat | Tier::RootlessFlat => Check::Seccomp,
+                Tier::Copy => Check::Files,
             };
             let failure = (!works.contains(&tier)).then(|| "Operation not permitted".to_owned());
             let rights = tier.rights();
@@ -112,7 +133,10 @@ mod tests {
             ("auto", &Tier::LADDER[2..], Some(Tier::Rootless)),
             ("auto", &Tier::LADDER[3..], Some(Tier::RootFlat)),
             ("auto", &[Tier::RootlessFlat], Some(Tier::RootlessFlat)),
+            ("auto", &[Tier::Copy], Some(Tier::Copy)),
             ("auto", &[], None),
+            ("flat", &[Tier::Copy], None),
+            ("copy", &Tier::LADDER, Some(Tier::Copy)),
             ("flat", &Tier::LADDER, Some(Tier::RootFlat)),
             ("flat", &Tier::LADDER[4..], Some(Tier::UsernsFlat)),
             ("userns", &Tier::LADDER, Some(Tier::Userns)),
@@ -134,7 +158,7 @@ mod tests {
         for (requested, message) in [
             (
                 "best",
-                "there is no tier \"best\": use auto, flat or one of root, userns, rootless, root-flat, userns-flat, rootless-flat",
+                "there is no tier \"best\": use auto, flat or one of root, userns, rootless, root-flat, userns-flat, rootless-flat, copy",
             ),
             (
                 "root",
