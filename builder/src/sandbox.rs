@@ -40,7 +40,10 @@ pub use tier::{Rights, Storage, Tier};
 /// Does what this program was re-executed for, if it was; to be called first in `main`. The exit status, or none for an ordinary call.
 #[must_use]
 pub fn internal_main() -> Option<u8> {
-    let mut arguments = std::env::args_os().skip(1);
+    let mut arguments = std::env::args_os();
+    if let Some(kind) = subordinate::Kind::called(&arguments.next()?) {
+        return Some(subordinate::main(kind));
+    }
     match arguments.next()?.to_str()? {
         step::INTERNAL_RUN_STEP => Some(step::main()),
         probe::INTERNAL_PROBE => Some(probe::main()),

@@ -100,6 +100,18 @@ pub enum UnpackError {
         /// Why not.
         why: &'static str,
     },
+    /// Somebody who has no number in our user namespace.
+    #[error("the layer {layer} has the entry {} of {uid}:{gid}, but this tier has no such id; see `strata-builder doctor`", path.display())]
+    Owner {
+        /// The blob.
+        layer: Digest,
+        /// The entry.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
     /// The disk.
     #[error("{operation} {}", path.display())]
     Write {
@@ -123,6 +135,7 @@ impl Classify for UnpackError {
                 },
                 TarError::Malformed(_) => Class::CONTENT,
             },
+            Self::Owner { .. } => Class::RIGHTS,
             // A proxy that cut or spoiled a body may do better next time.
             Self::WrongDigest { .. } => Class::Transient,
             Self::Compression { .. } | Self::TooLarge { .. } | Self::Entry { .. } => Class::CONTENT,

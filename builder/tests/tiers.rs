@@ -141,7 +141,7 @@ two
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Here,
-    /// As in a pod of the SCC `anyuid`: default capabilities, `newuidmap` by file capabilities, masked /proc, no overlay in the scratch folder.
+    /// As in a pod of the SCC `anyuid`: default capabilities, our own `newuidmap` with file capabilities, masked /proc, no overlay in the scratch folder.
     Pod,
     /// As in a pod without any right: no capabilities, no ids of its own, and no way to get them.
     Nothing,
@@ -159,16 +159,18 @@ fn as_ordinary_user(workshop: &Workshop, command: &Command, place: Place) -> Com
     ] {
         fs::write(workshop.path(name), content).unwrap();
     }
-    for (tool, capability) in [("newuidmap", 7), ("newgidmap", 6)] {
-        let tools = workshop.path("tools");
+    let tools = workshop.path("tools");
+    if place == Place::Pod && !tools.exists() {
         fs::create_dir_all(&tools).unwrap();
-        fs::copy(format!("/usr/bin/{tool}"), tools.join(tool)).unwrap();
-        fs::set_permissions(tools.join(tool), fs::Permissions::from_mode(0o755)).unwrap();
-        // Version 2, permitted and effective: CAP_SETUID or CAP_SETGID.
+        let tool = tools.join("newuidmap");
+        fs::copy(command.get_program(), &tool).unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        // Version 2, permitted and effective: CAP_SETGID and CAP_SETUID.
         let mut value = [0_u8; 20];
-        (value[0], value[3], value[4]) = (1, 2, 1 << capability);
+        (value[0], value[3], value[4]) = (1, 2, 1 << 6 | 1 << 7);
         let flags = rustix::fs::XattrFlags::empty();
-        rustix::fs::lsetxattr(tools.join(tool), "security.capability", &value, flags).unwrap();
+        rustix::fs::lsetxattr(&tool, "security.capability", &value, flags).unwrap();
+        fs::hard_link(&tool, tools.join("newgidmap")).unwrap();
     }
     // The program's own folder may be one that only root can enter.
     let script = "folder=$0 place=$1 program=$2; shift 2; [ $place = nothing ] || for file in passwd subuid subgid; do mount --bind $folder/$file /etc/$file || exit; done; \
@@ -190,7 +192,7 @@ fn as_ordinary_user(workshop: &Workshop, command: &Command, place: Place) -> Com
     outer
 }
 
-/// Builds in a tier, with folders that this tier may write to.
+/// Builds in a tier.
 fn build(workshop: &Workshop, tier: &str, containerfile: &str, more: &[&str]) -> (Built, Image) {
     let place = match tier {
         "copy" => Place::Nothing,
@@ -477,4 +479,40 @@ fn a_pod_without_any_right_copies_files_and_says_why_it_runs_nothing() {
         assert!(refused.stderr.starts_with(&message), "{}", refused.stderr);
         assert_eq!(refused.status, 77);
     }
+}
+
+#[test]
+fn an_owner_that_a_tier_has_no_id_for_is_named() {
+    if !can_build("an_owner_that_a_tier_has_no_id_for_is_named") {
+        return;
+    }
+    let workshop = workshop();
+    let owned = "FROM base\nRUN touch /file && chown 70000:5 /file\n";
+    build(&workshop, "root", owned, &["--layers", "step"]);
+    fs::remove_dir_all(workshop.path("deep")).unwrap();
+    fs::rename(workshop.path("out-root"), workshop.path("deep")).unwrap();
+    fs::write(workshop.path("Containerfile"), "FROM owned\nRUN true\n").unwrap();
+    let file = workshop.path("Containerfile").display().to_string();
+    let push = format!("oci:{}", workshop.path("scratch/out").display());
+    let owned = format!("owned=oci:{}:v1", workshop.path("deep").display());
+    let command = workshop.command(&[
+        "--tier",
+        "rootless",
+        "--containerfile",
+        &file,
+        "--context",
+        "/",
+        "--build-context",
+        &owned,
+        "--push",
+        &push,
+    ]);
+    let output = as_ordinary_user(&workshop, &command, Place::Here)
+        .output()
+        .unwrap();
+    let refused = Built::of(&output);
+    let message =
+        "has the entry file of 70000:5, but this tier has no such id; see `strata-builder doctor`";
+    assert!(refused.stderr.contains(message), "{}", refused.stderr);
+    assert_eq!(refused.status, 77);
 }

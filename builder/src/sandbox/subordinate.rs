@@ -1,27 +1,34 @@
 //! Which ids may this user map into a namespace, and who writes the maps? `/etc/subuid`, `/etc/subgid`, `newuidmap` and `newgidmap`.
 //!
 //! Inside, 0 is our own id, and the subordinate ids follow from 1 on. The kernel lets nobody but the owner of those ids write such a map, so
-//! it is left to the two programs that have that right by file capabilities or a set-user-ID bit.
+//! it is left to the two programs that have that right by file capabilities or a set-user-ID bit. Where there are no others, a copy of this program
+//! with the names and capabilities of both does as well: our own image has one.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Mode, OFlags, fstat, openat};
 use rustix::process::Pid;
 
 /// The files and programs of one kind of id.
-struct Kind {
+pub(super) struct Kind {
     file: &'static str,
     program: &'static str,
+    map: &'static str,
 }
 
 const USERS: Kind = Kind {
     file: "/etc/subuid",
     program: "newuidmap",
+    map: "uid_map",
 };
 const GROUPS: Kind = Kind {
     file: "/etc/subgid",
     program: "newgidmap",
+    map: "gid_map",
 };
 
 /// Gives `process`, which is in a new user namespace of this user, our own id as 0 and the subordinate ones from 1 on.
@@ -29,23 +36,110 @@ const GROUPS: Kind = Kind {
 /// # Errors
 /// If there are no such ids, or the programs are missing or refuse; the text says which.
 pub(super) fn write_maps(process: Pid) -> io::Result<()> {
-    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let user = name_of(&passwd, uid.as_raw());
-    for (kind, own) in [(USERS, uid.as_raw()), (GROUPS, gid.as_raw())] {
-        let text = fs::read_to_string(kind.file)
-            .map_err(|error| io::Error::other(format!("read {}: {error}", kind.file)))?;
+    for kind in [USERS, GROUPS] {
+        let ranges = kind.ranges()?;
+        run(kind.program, process, &map(kind.own(), &ranges))?;
+    }
+    Ok(())
+}
+
+/// The whole life of this program under the name of one of the two: `newuidmap PID [INSIDE OUTSIDE COUNT]...`; returns its exit status.
+pub(super) fn main(kind: &Kind) -> u8 {
+    let numbers: Option<Vec<u32>> = std::env::args()
+        .skip(1)
+        .map(|argument| argument.parse().ok())
+        .collect();
+    let written = match numbers.as_deref() {
+        Some([process, map @ ..]) if !map.is_empty() && map.len() % 3 == 0 => {
+            kind.write(*process, map)
+        }
+        _ => Err(io::Error::other("expected PID [INSIDE OUTSIDE COUNT]...")),
+    };
+    match written {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{}: {error}", kind.program);
+            1
+        }
+    }
+}
+
+impl Kind {
+    /// What this program is called as, if it is one of the two.
+    pub(super) fn called(program: &OsStr) -> Option<&'static Self> {
+        let name = Path::new(program).file_name()?;
+        [&USERS, &GROUPS]
+            .into_iter()
+            .find(|kind| kind.program == name)
+    }
+
+    fn own(&self) -> u32 {
+        match self.map {
+            "uid_map" => rustix::process::getuid().as_raw(),
+            _ => rustix::process::getgid().as_raw(),
+        }
+    }
+
+    /// The subordinate ids of our user; both files go by users.
+    fn ranges(&self) -> io::Result<Vec<(u32, u32)>> {
+        let uid = rustix::process::getuid();
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let user = name_of(&passwd, uid.as_raw());
+        let text = fs::read_to_string(self.file)
+            .map_err(|error| io::Error::other(format!("read {}: {error}", self.file)))?;
         let ranges = ranges(&text, user, uid.as_raw());
         if ranges.is_empty() {
             let who = user.map_or_else(|| format!("uid {uid}"), |user| format!("user {user}"));
             return Err(io::Error::other(format!(
                 "{} has no ids for {who}",
-                kind.file
+                self.file
             )));
         }
-        run(kind.program, process, &map(own, &ranges))?;
+        Ok(ranges)
     }
-    Ok(())
+
+    /// Writes the map of a process of our own, with ids of our own.
+    fn write(&self, process: u32, map: &[u32]) -> io::Result<()> {
+        if let Some((outside, count)) = stranger(map, self.own(), &self.ranges()?) {
+            let file = self.file;
+            return Err(io::Error::other(format!(
+                "{count} ids from {outside} on are not all in {file}"
+            )));
+        }
+        // Held open, so that no other process can take the number meanwhile.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(format!("/proc/{process}"), flags, Mode::empty())?;
+        if fstat(&folder)?.st_uid != rustix::process::getuid().as_raw() {
+            return Err(io::Error::other("the process is not ours"));
+        }
+        let text: String = map
+            .chunks(3)
+            .map(|line| format!("{} {} {}\n", line[0], line[1], line[2]))
+            .collect();
+        let file = openat(
+            &folder,
+            self.map,
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        // The kernel takes a map in one piece.
+        rustix::io::write(file, text.as_bytes())?;
+        Ok(())
+    }
+}
+
+/// The first part of a map that is neither our own id nor in our ranges: first id outside, and count.
+fn stranger(map: &[u32], own: u32, ranges: &[(u32, u32)]) -> Option<(u32, u32)> {
+    let is_ours = |outside: u32, count: u32| {
+        let is_in = |(first, length): &(u32, u32)| {
+            outside >= *first
+                && u64::from(outside) + u64::from(count) <= u64::from(*first) + u64::from(*length)
+        };
+        (outside, count) == (own, 1) || ranges.iter().any(is_in)
+    };
+    map.chunks(3)
+        .map(|part| (part[1], part[2]))
+        .find(|(outside, count)| !is_ours(*outside, *count))
 }
 
 fn run(program: &str, process: Pid, map: &[u32]) -> io::Result<()> {
@@ -118,6 +212,21 @@ mod tests {
             map(1000, &[(1, 999), (1001, 64535)]),
             [0, 1000, 1, 1, 1, 999, 1000, 1001, 64535]
         );
+    }
+
+    #[test]
+    fn nobody_maps_ids_that_are_not_its_own() {
+        let ranges = [(1, 999), (1001, 64535)];
+        for (map, expected) in [
+            (&[0, 1000, 1, 1, 1, 999, 1000, 1001, 64535][..], None),
+            (&[0, 0, 1], Some((0, 1))),
+            (&[0, 1000, 2], Some((1000, 2))),
+            (&[0, 1, 1000], Some((1, 1000))),
+            (&[0, 1001, u32::MAX], Some((1001, u32::MAX))),
+            (&[0, 1000, 1, 1, 65536, 1], Some((65536, 1))),
+        ] {
+            assert_eq!(stranger(map, 1000, &ranges), expected, "{map:?}");
+        }
     }
 
     #[test]

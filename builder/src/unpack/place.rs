@@ -1,7 +1,7 @@
 //! How does one entry of a layer get onto the disk?
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use super::entries::{Entry, EntryReader, Kind};
 use super::tree::{Folder, Tree, WalkError, is_whiteout, names, open_folder};
 use super::{Limits, UnpackError, UnpackedLayer};
 use crate::attributes;
+use crate::digest::Digest;
 
 /// `.wh.NAME` hides NAME of the lower layers.
 const WHITEOUT: &[u8] = b".wh.";
@@ -46,7 +47,8 @@ impl Unpacker {
             self.bytes = self.bytes.saturating_add(entry.size_bytes);
             self.within(self.entries, self.limits.entries, "entries")?;
             self.within(self.bytes, self.limits.bytes, "bytes")?;
-            self.place(&entry, &mut reader)?;
+            self.place(&entry, &mut reader)
+                .map_err(|error| without_number(error, &entry, layer))?;
         }
         // Padding and further zero blocks, so that the compressed stream is read and checked to its end.
         let mut rest = reader.into_inner();
@@ -321,6 +323,35 @@ impl Unpacker {
             }
         }
     }
+}
+
+/// The kernel calls an owner that our user namespace doesn't have an invalid argument.
+fn without_number(error: UnpackError, entry: &Entry, layer: Digest) -> UnpackError {
+    let is_invalid = matches!(&error, UnpackError::Write { source, .. } if source.raw_os_error() == Some(libc::EINVAL));
+    let has = |file: &str, id: u32| {
+        fs::read_to_string(file).is_ok_and(|map| map.lines().any(|line| is_in(line, id)))
+    };
+    let has_both = || has("/proc/self/uid_map", entry.uid) && has("/proc/self/gid_map", entry.gid);
+    if !is_invalid || has_both() {
+        return error;
+    }
+    UnpackError::Owner {
+        layer,
+        path: PathBuf::from(OsStr::from_bytes(&entry.path)),
+        uid: entry.uid,
+        gid: entry.gid,
+    }
+}
+
+/// True if a line of an id map (inside, outside, count) has the id inside.
+fn is_in(line: &str, id: u32) -> bool {
+    let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
+    let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
+        (numbers.next(), numbers.next(), numbers.next())
+    else {
+        return false;
+    };
+    id.checked_sub(first).is_some_and(|above| above < count)
 }
 
 fn times(entry: &Entry) -> Timestamps {
