@@ -38,6 +38,7 @@ pub fn build(build: Build) -> ExitCode {
             let failure = Failure {
                 class,
                 message: message.clone(),
+                refused_by: None,
                 step: None,
             };
             (report_of(Outcome::Failed(failure)), Some(message))

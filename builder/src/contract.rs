@@ -88,6 +88,9 @@ pub struct Failure {
     pub class: Class,
     /// One sentence, causes joined by `: `; where a step failed, without its place.
     pub message: String,
+    /// The repository, as a rule with tag or digest, whose registry refused the credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_by: Option<String>,
     /// The instruction that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<FailedStep>,

@@ -632,6 +632,15 @@ async fn ensure_base(
 
 fn failure(error: &BuildError) -> Failure {
     let class = error.class();
+    let refused_by = match error {
+        BuildError::Registry(source)
+        | BuildError::Store(StoreError::Registry(source))
+        | BuildError::Pull(PullError::Store {
+            source: StoreError::Registry(source),
+            ..
+        }) => source.refused_by().map(str::to_owned),
+        _ => None,
+    };
     let BuildError::Step {
         file,
         line,
@@ -642,6 +651,7 @@ fn failure(error: &BuildError) -> Failure {
         return Failure {
             class,
             message: chain(error),
+            refused_by,
             step: None,
         };
     };
@@ -653,6 +663,7 @@ fn failure(error: &BuildError) -> Failure {
         class,
         // the place is told by the step
         message: chain(&**source),
+        refused_by,
         step: Some(FailedStep {
             file: file.clone(),
             line: *line,

@@ -202,9 +202,18 @@ fn what_does_not_pass_is_told_with_its_class_and_without_many_attempts() {
                 _ => Action::Forward,
             }
         });
-        let built = push(&workshop, &proxy.host, &[]);
+        let report = workshop.path("report").display().to_string();
+        let built = push(&workshop, &proxy.host, &["--report", &report]);
         assert_eq!(built.status, exit, "{}", built.stderr);
         assert!(built.stderr.contains(said), "{}", built.stderr);
+        let report: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+        let refused_by = report["outcome"]["refusedBy"].as_str();
+        assert_eq!(
+            refused_by.is_some_and(|target| target.starts_with(&proxy.host)),
+            exit == 77,
+            "{report}"
+        );
         let posts = proxy
             .seen()
             .iter()

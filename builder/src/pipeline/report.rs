@@ -80,6 +80,7 @@ mod tests {
             outcome: Outcome::Failed(Failure {
                 class: Class::CONTENT,
                 message: message.to_owned(),
+                refused_by: None,
                 step: Some(FailedStep {
                     file: "Containerfile".to_owned(),
                     line: 7,

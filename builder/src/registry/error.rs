@@ -152,6 +152,20 @@ pub(super) fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<rust
 }
 
 impl RegistryError {
+    /// The repository, as a rule with tag or digest, whose registry refused our credentials.
+    #[must_use]
+    pub fn refused_by(&self) -> Option<&str> {
+        match self {
+            Self::GaveUp { source, .. } => source.refused_by(),
+            Self::Refused { target, .. } | Self::NoToken { target, .. }
+                if self.class() == Class::RIGHTS =>
+            {
+                Some(target)
+            }
+            _ => None,
+        }
+    }
+
     /// How long the registry wants us to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -396,6 +396,7 @@ fn ended(end: End, digest: Option<Digest>, now: jiff::Timestamp) -> PodStatus {
         Outcome::Failed(Failure {
             class,
             message: "the command failed".to_owned(),
+            refused_by: None,
             step: None,
         })
     };

@@ -203,6 +203,8 @@ fn told(failure: &Failure, offset: Option<usize>) -> String {
     let Failure {
         class: _,
         message,
+        // what to do about it depends on the build's secrets
+        refused_by: _,
         step,
     } = failure;
     let Some(FailedStep {

@@ -36,11 +36,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
-use strata_builder::contract::BuildReport;
+use strata_builder::contract::{BuildReport, Outcome};
 use strata_builder::digest::Digest;
 use strata_builder::reference::Reference;
 
-use self::status::{after, say, written};
+use self::status::{after, credentials_to_change, say, written};
 use super::observe::{JobSeen, JobState, Observed};
 use super::prepare::{Preparation, Prepared};
 use crate::api::condition;
@@ -269,7 +269,19 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
                 let steps = say(observed, Phase::Building, Some(&detail), now);
                 Plan::new("unconfirmed", steps).again_after(ASK_AGAIN)
             }
-            _ => fail(observed, "failed", message, now),
+            _ => {
+                let remedy = report.as_ref().and_then(|report| {
+                    let Outcome::Failed(failure) = &report.outcome else {
+                        return None;
+                    };
+                    credentials_to_change(&observed.os_build, failure.refused_by.as_deref()?)
+                });
+                let message = match remedy {
+                    Some(remedy) => format!("{message}\n{remedy}"),
+                    None => message.clone(),
+                };
+                fail(observed, "failed", &message, now)
+            }
         },
     };
     steps.extend(plan.steps);

@@ -3,9 +3,10 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
+use strata_builder::reference::Reference;
 
 use crate::api::machine_os_build::{BuilderReference, MachineOSBuildStatus};
-use crate::api::{ObjectReference, condition, name};
+use crate::api::{self, MachineOSBuild, ObjectReference, annotation, condition, name};
 use crate::os_build::observe::{JobState, Observed};
 use crate::phase::Phase;
 use crate::plan::Step;
@@ -68,4 +69,28 @@ pub(super) fn after(start: Timestamp) -> Timestamp {
     start
         .checked_add(SignedDuration::from_secs(1))
         .unwrap_or(start)
+}
+
+/// What to do about a registry that refused the builder's credentials for `repository`.
+pub(super) fn credentials_to_change(os_build: &MachineOSBuild, repository: &str) -> Option<String> {
+    let spec = &os_build.spec;
+    let os_config = &spec.machine_os_config.name;
+    let of = |reference: &str| Some(reference.parse::<Reference>().ok()?.repository);
+    let secret = os_build.annotations().get(annotation::PUSH_SECRET)?;
+    let (change, right) = if of(repository) == of(&spec.rendered_image_push_spec) {
+        let change = format!(
+            "Secret {secret}, which MachineOSConfig {os_config} names as spec.renderedImagePushSecret,"
+        );
+        (change, "push to, pull from and delete from")
+    } else {
+        let change = format!(
+            "the Secret that MachineOSConfig {os_config} names as spec.baseImagePullSecret, or without one Secret {},",
+            api::DEFAULT_PULL_SECRET
+        );
+        (change, "pull from")
+    };
+    Some(format!(
+        "change {change} to credentials that may {right} it; then annotate the MachineOSConfig with {}",
+        annotation::REBUILD
+    ))
 }

@@ -623,3 +623,26 @@ fn a_build_without_a_job_has_neither_start_nor_end_nor_builder() {
         Some("Containerfile, line 2")
     );
 }
+
+#[test]
+fn refused_credentials_are_told_by_the_secret_that_holds_them() {
+    let os_build = build_in(Phase::Building);
+    let after =
+        "; then annotate the MachineOSConfig with machineconfiguration.openshift.io/rebuild";
+    let push = "change Secret push, which MachineOSConfig worker names as spec.renderedImagePushSecret, to credentials that may push to, pull from and delete from it";
+    let pull = "change the Secret that MachineOSConfig worker names as spec.baseImagePullSecret, or without one Secret global-pull-secret-copy, to credentials that may pull from it";
+    let rows = [
+        (os_build.spec.rendered_image_push_spec.clone(), push),
+        ("registry.example.com/org/repo".to_owned(), push),
+        (image(), push),
+        ("registry.example.com/org/base:latest".to_owned(), pull),
+        ("quay.io/org/repo:latest".to_owned(), pull),
+    ];
+    for (repository, change) in rows {
+        assert_eq!(
+            credentials_to_change(&os_build, &repository),
+            Some(format!("{change}{after}")),
+            "{repository}"
+        );
+    }
+}
