@@ -19,6 +19,12 @@ pub fn quick(text: &str) -> String {
     format!("FROM configs AS final\nRUN echo '{text}' > /etc/strata-scenario\n")
 }
 
+/// A Containerfile whose build lasts longer than a controller needs to stop.
+#[must_use]
+pub fn slow(text: &str) -> String {
+    format!("{}RUN sleep 15\n", quick(text))
+}
+
 /// A Containerfile whose step lasts until it is stopped.
 #[must_use]
 pub fn endless(text: &str) -> String {

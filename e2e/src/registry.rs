@@ -6,12 +6,23 @@ use tokio::process::Command;
 
 use crate::fixtures::PUSH_CREDENTIALS;
 
-async fn skopeo(arguments: &[&str]) -> Result<std::process::Output> {
+async fn inspect(reference: &str, options: &[&str]) -> Result<std::process::Output> {
     Command::new("skopeo")
-        .args(arguments)
+        .args(["inspect", "--tls-verify=false", "--creds", PUSH_CREDENTIALS])
+        .args(options)
+        .arg(format!("docker://{reference}"))
         .output()
         .await
         .context("run skopeo")
+}
+
+async fn read(reference: &str, options: &[&str]) -> Result<Vec<u8>> {
+    let output = inspect(reference, options).await?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("skopeo inspect {reference}: {complaint}");
+    }
+    Ok(output.stdout)
 }
 
 /// Whether the registry answers for `reference` (`HOST/REPOSITORY@sha256:…` or with a tag).
@@ -19,16 +30,7 @@ async fn skopeo(arguments: &[&str]) -> Result<std::process::Output> {
 /// # Errors
 /// If the registry says anything but the manifest or that there is none.
 pub async fn holds(reference: &str) -> Result<bool> {
-    let url = format!("docker://{reference}");
-    let output = skopeo(&[
-        "inspect",
-        "--raw",
-        "--tls-verify=false",
-        "--creds",
-        PUSH_CREDENTIALS,
-        &url,
-    ])
-    .await?;
+    let output = inspect(reference, &["--raw"]).await?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
         true => Ok(true),
@@ -44,17 +46,9 @@ pub async fn holds(reference: &str) -> Result<bool> {
 /// # Errors
 /// If skopeo can't read it.
 pub async fn image_config(reference: &str) -> Result<Value> {
-    read(
-        &[
-            "inspect",
-            "--config",
-            "--tls-verify=false",
-            "--creds",
-            PUSH_CREDENTIALS,
-        ],
-        reference,
-    )
-    .await
+    Ok(serde_json::from_slice(
+        &read(reference, &["--config"]).await?,
+    )?)
 }
 
 /// The manifest of `reference`.
@@ -62,28 +56,14 @@ pub async fn image_config(reference: &str) -> Result<Value> {
 /// # Errors
 /// If skopeo can't read it.
 pub async fn manifest(reference: &str) -> Result<Value> {
-    read(
-        &[
-            "inspect",
-            "--raw",
-            "--tls-verify=false",
-            "--creds",
-            PUSH_CREDENTIALS,
-        ],
-        reference,
-    )
-    .await
+    Ok(serde_json::from_slice(&read(reference, &["--raw"]).await?)?)
 }
 
-async fn read(arguments: &[&str], reference: &str) -> Result<Value> {
-    let url = format!("docker://{reference}");
-    let output = skopeo(&[arguments, &[&url]].concat()).await?;
-    if !output.status.success() {
-        bail!(
-            "skopeo inspect {reference}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("read what skopeo says of {reference}"))
+/// The digest that a tag names.
+///
+/// # Errors
+/// If skopeo can't read it.
+pub async fn digest(reference: &str) -> Result<String> {
+    let digest = read(reference, &["--format", "{{.Digest}}"]).await?;
+    Ok(String::from_utf8(digest)?.trim().to_owned())
 }

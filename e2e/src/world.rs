@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use futures::TryStreamExt as _;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
 use kube::api::{
-    DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams,
+    DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams, WatchEvent,
+    WatchParams,
 };
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
@@ -103,6 +107,46 @@ impl World {
     #[must_use]
     pub fn config_maps(&self) -> Api<ConfigMap> {
         self.namespaced()
+    }
+
+    /// The controller's pods, those that are being deleted as well.
+    ///
+    /// # Errors
+    /// If the apiserver refuses.
+    pub async fn controllers(&self) -> Result<Vec<Pod>> {
+        let ours = ListParams::default().labels("app.kubernetes.io/name=strata-controller");
+        Ok(self.pods().list(&ours).await?.items)
+    }
+
+    /// The controller's pod that holds the Lease and is ready.
+    ///
+    /// # Errors
+    /// If there is none for long.
+    pub async fn controller(&self) -> Result<Pod> {
+        let leases: Api<Lease> = self.namespaced();
+        eventually("a ready controller with the Lease", REACTION, || async {
+            let lease = leases.get_opt("machine-os-builder").await?;
+            let holder = lease.and_then(|lease| lease.spec?.holder_identity);
+            let pods = self.controllers().await?.into_iter();
+            Ok(pods
+                .filter(is_ready)
+                .find(|pod| Some(pod.name_any()) == holder))
+        })
+        .await
+    }
+
+    /// Sets how many controllers there shall be.
+    ///
+    /// # Errors
+    /// If the apiserver refuses.
+    pub async fn scale(&self, replicas: u32) -> Result<()> {
+        let deployments: Api<Deployment> = self.namespaced();
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        let name = "strata-controller";
+        deployments
+            .patch(name, &PatchParams::default(), &patch)
+            .await?;
+        Ok(())
     }
 
     /// Nodes.
@@ -301,16 +345,20 @@ impl Pool {
     /// Waits for a build in `condition`, other than those in `but`.
     ///
     /// # Errors
-    /// If none comes to it; the message holds what the builds say instead.
+    /// If none comes to it, at once if one fails instead; the message holds what the builds say.
     pub async fn build_in(&self, condition: &str, but: &[String]) -> Result<DynamicObject> {
         let found = eventually(
             &format!("a build of {} that is {condition}", self.name),
             BUILD,
             || async {
-                let builds = self.builds().await?;
-                Ok(builds
-                    .into_iter()
-                    .find(|b| is_true(b, condition) && !but.contains(&uid(b))))
+                let builds = self.builds().await?.into_iter();
+                let others: Vec<_> = builds.filter(|b| !but.contains(&uid(b))).collect();
+                let found = others.iter().find(|b| is_true(b, condition)).cloned();
+                let failed = others.iter().find(|b| is_true(b, "Failed"));
+                if let (None, Some(failed)) = (&found, failed) {
+                    bail!("{} failed", failed.name_any());
+                }
+                Ok(found)
             },
         )
         .await;
@@ -451,6 +499,53 @@ where
         || async { Ok(api.get_opt(name).await?.is_none().then_some(())) },
     )
     .await
+}
+
+/// Waits until `object`, as it was read, comes to be so. Watched from there, so that no state is missed however short it is.
+///
+/// # Errors
+/// If it is deleted before, or doesn't come to it.
+pub async fn becomes<K>(
+    api: &Api<K>,
+    object: &K,
+    what: &str,
+    holds: impl Fn(&K) -> bool,
+) -> Result<K>
+where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let name = object.name_any();
+    let only = WatchParams::default().fields(&format!("metadata.name={name}"));
+    let from = object.resource_version().unwrap_or_default();
+    let mut events = std::pin::pin!(api.watch(&only, &from).await?);
+    let told = async {
+        while let Some(event) = events.try_next().await? {
+            match event {
+                WatchEvent::Added(now) | WatchEvent::Modified(now) if holds(&now) => {
+                    return Ok(now);
+                }
+                WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Bookmark(_) => {}
+                WatchEvent::Deleted(last) => bail!("{name} went before it was {what}: {last:?}"),
+                WatchEvent::Error(status) => bail!("watch {name}: {status:?}"),
+            }
+        }
+        bail!("the watch of {name} ended before it was {what}")
+    };
+    match tokio::time::timeout(BUILD, told).await {
+        Ok(outcome) => outcome,
+        Err(_) => bail!("waited in vain for {name} to be {what}"),
+    }
+}
+
+/// Whether the pod is ready, and not being deleted.
+#[must_use]
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions
+            .into_iter()
+            .flatten()
+            .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// A dynamic object from JSON.

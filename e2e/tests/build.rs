@@ -122,15 +122,22 @@ async fn the_documented_example_becomes_an_image_in_which_cowsay_runs() -> Resul
     pool.remove().await
 }
 
+/// Fails if a step finds a token or credentials, sees a process but its own and their init, can look into that, or may mount. What it does see, and the reasons that it is
+/// given, show that it looked where there is something to find.
+const CONFINED: &str = r#"FROM configs AS final
+RUN test -d /run && test ! -e /run/secrets/kubernetes.io && test ! -e /run/strata
+RUN sleep 60 & until grep -q ^sleep /proc/$!/cmdline; do :; done; \
+    for process in /proc/[0-9]*; do programs="$programs $(tr '\0' ' ' < $process/cmdline | cut -d ' ' -f 1)"; done; \
+    cat /proc/$!/environ > /dev/null && kill $! && echo "processes:$programs" && test "$programs" = " /proc/self/exe /bin/sh sleep"
+RUN test "$(cat /proc/1/environ /proc/1/root/etc/passwd 2>&1 | grep -c 'Permission denied')" = 2
+RUN said=$(mount -t tmpfs none /tmp 2>&1) && exit 1; echo "$said" && echo "$said" | grep -q 'permission denied' && sleep 10
+"#;
+
 #[tokio::test]
 async fn the_build_pod_has_no_more_rights_than_it_needs() -> Result<()> {
     let world = World::connect().await?;
     let pool = world.pool("rights").await?;
-    pool.configure(
-        "FROM configs AS final\n\
-         RUN test ! -e /run/secrets/kubernetes.io && test ! -e /run/strata && ! cat /proc/*/environ | tr '\\0' '\\n' | grep -i strata\n\
-         RUN command -v mount && ! mount -t tmpfs none /mnt && sleep 10\n",
-    ).await?;
+    pool.configure(CONFINED).await?;
     pool.build_in("Building", &[]).await?;
     let pod = eventually("the build's pod", BUILD, || async {
         let pods = world.pods().list(&ListParams::default()).await?.items;
