@@ -46,7 +46,7 @@ down:            ## ends the test cluster and removes its state
 	@e2e/cluster/down.sh
 
 crds:            ## deploy/crds and deploy/crds-foreign again from the Rust types
-	@e2e/setup images
+	@e2e/setup programs
 	cargo crds --out deploy/crds
 
 clean: down      ## removes what was built in this checkout; the cache stays
