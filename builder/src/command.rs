@@ -294,6 +294,13 @@ fn classed<E: std::error::Error + Classify>(error: &E) -> anyhow::Error {
 /// Prints what this machine allows.
 pub fn doctor(doctor: Doctor) -> ExitCode {
     let scratch = doctor.scratch.unwrap_or_else(std::env::temp_dir);
+    if !scratch.is_dir() {
+        eprintln!(
+            "error: --scratch {}: there is no such directory",
+            scratch.display()
+        );
+        return ExitCode::from(Class::CONTRACT.exit_code());
+    }
     match probe(&scratch) {
         Ok(probed) => {
             print!("{}", strata_builder::doctor::doctor(&probed));

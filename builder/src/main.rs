@@ -7,6 +7,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use strata_builder::error::Class;
 
 mod arguments;
 mod command;
@@ -17,7 +18,22 @@ fn main() -> ExitCode {
     if let Some(status) = strata_builder::sandbox::internal_main() {
         return ExitCode::from(status);
     }
-    match arguments::Program::parse().command {
+    let program = match arguments::Program::try_parse() {
+        Ok(program) => program,
+        // help and version, asked for, are no error
+        Err(told) => {
+            let code = if told.use_stderr() {
+                Class::CONTRACT.exit_code()
+            } else {
+                0
+            };
+            return match told.print() {
+                Ok(()) => ExitCode::from(code),
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
+    };
+    match program.command {
         arguments::Command::Build(build) => command::build(*build),
         arguments::Command::Doctor(doctor) => command::doctor(doctor),
     }

@@ -69,6 +69,14 @@ pub enum RenderError {
         #[source]
         source: ParseError,
     },
+    /// Another character than ours at the ends of lines.
+    #[error(
+        "spec.containerFile of MachineOSConfig {os_config}, line 1: # escape= can't be used in a cluster, since the text follows a part with backslashes; end its lines with \\ instead"
+    )]
+    Escape {
+        /// The MachineOSConfig.
+        os_config: String,
+    },
     /// The result would not be the operating system.
     #[error(
         "spec.containerFile of MachineOSConfig {os_config}, line {line}: the last stage starts from {base:?}, so its image would lack the base operating system and the pool's configuration; start it with FROM {CONFIGS_STAGE}"
@@ -147,6 +155,7 @@ impl Classify for RenderError {
     fn class(&self) -> Class {
         match self {
             RenderError::Parse { .. }
+            | RenderError::Escape { .. }
             | RenderError::NotDerived { .. }
             | RenderError::Extensions { .. }
             | RenderError::KernelType { .. }
@@ -167,7 +176,14 @@ pub fn render(inputs: &BuildInputs) -> Result<Rendered, RenderError> {
     let user_line_offset = fixed.lines().count();
     let mut containerfile = fixed;
     if let Some(user) = &inputs.containerfile {
-        containerfile.push_str(&user.content);
+        let content = user.content.trim_start_matches('\u{feff}');
+        // a directive counts at the top of a file only, and ours is there
+        if parse(content, "Containerfile").is_ok_and(|file| file.escape != '\\') {
+            return Err(RenderError::Escape {
+                os_config: inputs.os_config.clone(),
+            });
+        }
+        containerfile.push_str(content);
         if !containerfile.ends_with('\n') {
             containerfile.push('\n');
         }

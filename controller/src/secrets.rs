@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strata_builder::error::{Class, Classify};
+use strata_builder::registry::Credentials;
 
 /// The newer form: `{"auths": {…}}`.
 pub const JSON_TYPE: &str = "kubernetes.io/dockerconfigjson";
@@ -76,6 +77,14 @@ pub enum SecretFault {
         /// Where it departs from one, without quoting it.
         why: &'static str,
     },
+    /// An entry that holds no credential.
+    #[error("the key {key}: {why}")]
+    Entry {
+        /// Which key.
+        key: &'static str,
+        /// Which entry and why.
+        why: String,
+    },
 }
 
 impl Classify for SecretError {
@@ -85,7 +94,8 @@ impl Classify for SecretError {
             | SecretFault::Type(_)
             | SecretFault::Missing(_)
             | SecretFault::Both(_)
-            | SecretFault::Content { .. } => Class::CONTENT,
+            | SecretFault::Content { .. }
+            | SecretFault::Entry { .. } => Class::CONTENT,
         }
     }
 }
@@ -142,12 +152,17 @@ fn read(secret: &Secret) -> Result<DockerConfig, SecretFault> {
         .ok_or(SecretFault::Missing(key))?;
     let auths = auths(body).map_err(|why| SecretFault::Content { key, why })?;
     // An Entry is made of strings only, so writing it can't fail; if it did, the Secret would be at fault.
-    serde_json::to_vec(&Document { auths })
-        .map(DockerConfig)
-        .map_err(|_| SecretFault::Content {
+    let document =
+        serde_json::to_string(&Document { auths }).map_err(|_| SecretFault::Content {
             key,
             why: "it can't be written again",
-        })
+        })?;
+    // what the builder would say of it, before there is one
+    Credentials::parse(&document).map_err(|error| SecretFault::Entry {
+        key,
+        why: error.to_string(),
+    })?;
+    Ok(DockerConfig(document.into_bytes()))
 }
 
 /// Either form, whatever the Secret's type says; helpers and stores of another machine are left out.
@@ -248,6 +263,13 @@ mod tests {
             (
                 secret(JSON_TYPE, &[(JSON_KEY, r#"{"auths":{},"hunter2":1}"#)]),
                 "other fields",
+            ),
+            (
+                secret(
+                    JSON_TYPE,
+                    &[(JSON_KEY, r#"{"auths":{"q":{"auth":"aHVudGVyMg=="}}}"#)],
+                ),
+                "the key .dockerconfigjson: the entry \"q\" has an \"auth\"",
             ),
         ] {
             let error = docker_config(&secret).unwrap_err();

@@ -106,6 +106,8 @@ pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option
         return Ok(Some(observed));
     }
     let Some(os_config) = controller(live, &os_build) else {
+        // what runs goes on
+        observed.image = image_of(live, &observed).await;
         return Ok(Some(observed));
     };
     let (wanted, pool) = live.wanted(&os_config);

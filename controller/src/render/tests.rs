@@ -40,6 +40,17 @@ fn the_containerfile_is_ours_and_then_the_administrators_verbatim() {
 }
 
 #[test]
+fn a_byte_order_mark_is_left_out_and_another_escape_is_named() {
+    let rendered = render(&with_user("\u{feff}FROM configs\n")).unwrap();
+    assert!(!rendered.containerfile.contains('\u{feff}'));
+    let error = render(&with_user("# escape=`\nFROM configs\nRUN a `\n b\n")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "spec.containerFile of MachineOSConfig worker, line 1: # escape= can't be used in a cluster, since the text follows a part with backslashes; end its lines with \\ instead"
+    );
+}
+
+#[test]
 fn without_a_containerfile_the_result_is_the_stage_configs() {
     let rendered = render(&fixtures::inputs()).unwrap();
     assert_eq!(
