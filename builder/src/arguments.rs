@@ -156,8 +156,8 @@ pub struct Build {
     #[arg(long, value_enum, default_value = "stage")]
     pub layers: Layers,
 
-    /// Compression of new layers; the base's layers stay as they are
-    #[arg(long, value_name = "gzip[:LEVEL]", default_value = "gzip")]
+    /// Compression of new layers; the base's layers stay as they are. Not every node and registry reads zstd
+    #[arg(long, value_name = "gzip[:LEVEL]|zstd[:LEVEL]", default_value = "gzip")]
     pub compression: Compression,
 
     /// Time of the image in seconds since 1970; newer files get it, too. With it the same inputs give the same digest

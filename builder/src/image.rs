@@ -114,6 +114,8 @@ pub const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+jso
 pub const CONFIG_MEDIA_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 /// A layer as [`crate::layer`] writes it.
 pub const LAYER_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// The same with zstd.
+pub const LAYER_ZSTD_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// An image manifest, OCI or Docker schema 2; fields that we don't know are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -289,9 +291,7 @@ fn oci_layer_media_type(docker: &str) -> Option<&'static str> {
             Some("application/vnd.oci.image.layer.v1.tar")
         }
         "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(LAYER_MEDIA_TYPE),
-        "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
-            Some("application/vnd.oci.image.layer.v1.tar+zstd")
-        }
+        "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(LAYER_ZSTD_MEDIA_TYPE),
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
             Some("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
         }

@@ -1,7 +1,7 @@
 //! How do a stage's changes become a layer? One pass, nothing stored:
 //!
 //! ```text
-//! walk ─► tar ─► sha256 (diff ID) ─► deflate on all cores ─► one gzip member ─► sha256 (digest) ─► sink
+//! walk ─► tar ─► sha256 (diff ID) ─► deflate on all cores ─► one gzip member, or one zstd frame ─► sha256 (digest) ─► sink
 //! ```
 //!
 //! * The same tree gives the same bytes: names sorted, times whole seconds and clamped, no owner names, a fixed gzip header.
@@ -18,7 +18,7 @@ use std::thread;
 
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify};
-use gzip::Blocks;
+use crate::image::{LAYER_MEDIA_TYPE, LAYER_ZSTD_MEDIA_TYPE};
 use header::{Entry, Kind};
 use walk::{Found, Place};
 
@@ -37,6 +37,22 @@ pub enum Compression {
         /// As in zlib.
         level: u32,
     },
+    /// One zstd frame of this level, 1 to 19: what lies above takes memory that a pod doesn't have.
+    Zstd {
+        /// As in zstd.
+        level: i32,
+    },
+}
+
+impl Compression {
+    /// Of a layer that is compressed so.
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Gzip { .. } => LAYER_MEDIA_TYPE,
+            Self::Zstd { .. } => LAYER_ZSTD_MEDIA_TYPE,
+        }
+    }
 }
 
 impl Default for Compression {
@@ -46,9 +62,14 @@ impl Default for Compression {
     }
 }
 
+/// zstd's own default.
+const ZSTD_LEVEL: i32 = 3;
+
 /// The text is no compression that this version knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not supported: this version writes gzip or gzip:LEVEL, with a level from 0 to 9")]
+#[error(
+    "{0:?} is not supported: layers are written as gzip or gzip:LEVEL, with a level from 0 to 9, or as zstd or zstd:LEVEL, with a level from 1 to 19"
+)]
 pub struct InvalidCompression(String);
 
 impl FromStr for Compression {
@@ -60,6 +81,11 @@ impl FromStr for Compression {
             None if text == "gzip" => Ok(Self::default()),
             Some(("gzip", level)) => match level.parse() {
                 Ok(level @ 0..=9) => Ok(Self::Gzip { level }),
+                _ => Err(invalid()),
+            },
+            None if text == "zstd" => Ok(Self::Zstd { level: ZSTD_LEVEL }),
+            Some(("zstd", level)) => match level.parse() {
+                Ok(level @ 1..=19) => Ok(Self::Zstd { level }),
                 _ => Err(invalid()),
             },
             _ => Err(invalid()),
@@ -79,6 +105,8 @@ pub struct LayerOptions {
 /// A written layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerDescriptor {
+    /// By its compression.
+    pub media_type: &'static str,
     /// Of the compressed bytes.
     pub digest: Digest,
     /// Of the tar.
@@ -182,23 +210,29 @@ pub fn write_layer<S: Write + Send>(
     options: LayerOptions,
     sink: S,
 ) -> Result<(LayerDescriptor, S), LayerError> {
-    let Compression::Gzip { level } = options.compression;
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let ((diff_id, tar_size_bytes, entries), sink) =
-        gzip::compress(level, threads, Hashing::new(sink), |blocks| {
-            let mut tar = TarWriter {
-                out: Hashing::new(blocks),
-                entries: 0,
-                buffer: vec![0; 128 << 10],
-            };
-            changes.tell(options.source_date_epoch, &mut tar)?;
-            tar.out.write_all(&header::END)?;
-            let (_, diff_id, size_bytes) = tar.out.finish();
-            Ok::<_, LayerError>((diff_id, size_bytes, tar.entries))
-        })?;
+    let produce = |out: &mut dyn Write| {
+        let mut tar = TarWriter {
+            out: Hashing::new(out),
+            entries: 0,
+            buffer: vec![0; 128 << 10],
+        };
+        changes.tell(options.source_date_epoch, &mut tar)?;
+        tar.out.write_all(&header::END)?;
+        let (_, diff_id, size_bytes) = tar.out.finish();
+        Ok::<_, LayerError>((diff_id, size_bytes, tar.entries))
+    };
+    let sink = Hashing::new(sink);
+    let ((diff_id, tar_size_bytes, entries), sink) = match options.compression {
+        Compression::Gzip { level } => {
+            gzip::compress(level, threads, sink, |blocks| produce(blocks))?
+        }
+        Compression::Zstd { level } => zstd_frame(level, threads, sink, produce)?,
+    };
     let (sink, digest, size_bytes) = sink.finish();
     Ok((
         LayerDescriptor {
+            media_type: options.compression.media_type(),
             digest,
             diff_id,
             size_bytes,
@@ -209,8 +243,22 @@ pub fn write_layer<S: Write + Send>(
     ))
 }
 
+/// What `produce` writes, as one zstd frame; the bytes don't depend on the number of threads.
+fn zstd_frame<S: Write, T>(
+    level: i32,
+    threads: usize,
+    sink: S,
+    produce: impl FnOnce(&mut dyn Write) -> Result<T, LayerError>,
+) -> Result<(T, S), LayerError> {
+    let mut encoder = zstd::stream::write::Encoder::new(sink, level)?;
+    encoder.include_checksum(true)?;
+    encoder.multithread(u32::try_from(threads).unwrap_or(1).max(1))?;
+    let produced = produce(&mut encoder)?;
+    Ok((produced, encoder.finish()?))
+}
+
 struct TarWriter<'a> {
-    out: Hashing<&'a mut Blocks>,
+    out: Hashing<&'a mut dyn Write>,
     entries: u64,
     buffer: Vec<u8>,
 }

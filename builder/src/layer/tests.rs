@@ -328,13 +328,42 @@ fn names_that_are_no_text_and_a_thousand_bytes_long_paths_are_kept() {
 }
 
 #[test]
-fn compressions_of_other_versions_are_named_in_the_error() {
+fn compressions_are_gzip_and_zstd_with_a_level() {
     assert_eq!("gzip".parse(), Ok(Compression::default()));
     assert_eq!("gzip:9".parse(), Ok(Compression::Gzip { level: 9 }));
-    for text in ["zstd", "zstd:3", "gzip:10", "gzip:", "none"] {
+    assert_eq!("zstd".parse(), Ok(Compression::Zstd { level: 3 }));
+    assert_eq!("zstd:19".parse(), Ok(Compression::Zstd { level: 19 }));
+    for text in ["zstd:0", "zstd:20", "gzip:10", "gzip:", "none"] {
         assert_eq!(
             text.parse::<Compression>(),
             Err(InvalidCompression(text.to_owned()))
         );
+    }
+}
+
+#[test]
+fn a_zstd_layer_holds_the_same_tar_and_is_the_same_with_any_number_of_threads() {
+    let tree = Tree::new();
+    tree.directory("upper");
+    // More than one thread's share.
+    let mut content = String::new();
+    for number in 0..3_000_000 {
+        content += &format!("{number:x} ");
+    }
+    tree.file("upper/numbers", &content, 0o644);
+    let tar = tree.tar(&[], LayerOptions::default());
+    let options = LayerOptions {
+        compression: Compression::Zstd { level: 1 },
+        ..LayerOptions::default()
+    };
+    let (descriptor, layer) = write_layer(&tree.changes(&[]), options, Vec::new()).unwrap();
+    assert_eq!(descriptor.media_type, LAYER_ZSTD_MEDIA_TYPE);
+    assert_eq!(descriptor.diff_id, Digest::of(&tar));
+    assert_eq!(descriptor.digest, Digest::of(&layer));
+    assert_eq!(zstd::decode_all(&layer[..]).unwrap(), tar);
+    for threads in [1, 3] {
+        let write = |out: &mut dyn Write| Ok(out.write_all(&tar)?);
+        let ((), again) = zstd_frame(1, threads, Vec::new(), write).unwrap();
+        assert_eq!(Digest::of(&again), descriptor.digest, "{threads} threads");
     }
 }

@@ -13,7 +13,7 @@ use super::todo::Position;
 use super::{BuildError, BuildSpec};
 use crate::digest::Digest;
 use crate::error::chain;
-use crate::image::{Descriptor, LAYER_MEDIA_TYPE};
+use crate::image::Descriptor;
 use crate::layer::LayerDescriptor;
 use crate::progress::{Event, Progress, millis};
 
@@ -100,7 +100,7 @@ async fn collect(
         };
         done.push(Done {
             after,
-            descriptor: Descriptor::new(LAYER_MEDIA_TYPE, layer.digest, layer.size_bytes),
+            descriptor: Descriptor::new(layer.media_type, layer.digest, layer.size_bytes),
             diff_id: layer.diff_id,
         });
         if let Some((at, inputs)) = &note
