@@ -362,11 +362,28 @@ impl DockerRegistry {
         self.port
     }
 
-    /// The manifest under `tag`, as it is.
+    /// The manifest under `tag`, as it is. A registry that is writing one at this moment answers 500.
     pub fn manifest(&self, repository: &str, tag: &str) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let (status, body) = self.get(&format!("/v2/{repository}/manifests/{tag}"));
+            match status.as_str() {
+                "200" => return Some(body),
+                "404" => return None,
+                _ => assert!(
+                    Instant::now() < deadline,
+                    "{tag}: the registry answers {status}"
+                ),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Status and body.
+    fn get(&self, path: &str) -> (String, Vec<u8>) {
         let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let request = format!(
-            "GET /v2/{repository}/manifests/{tag} HTTP/1.0\r\nhost: x\r\naccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
+            "GET {path} HTTP/1.0\r\nhost: x\r\naccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
         );
         connection.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
@@ -374,11 +391,7 @@ impl DockerRegistry {
         let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
         let body = answer.split_off(end.unwrap() + 4);
         let head = String::from_utf8(answer).unwrap();
-        match head.split(' ').nth(1).unwrap() {
-            "200" => Some(body),
-            "404" => None,
-            _ => panic!("{head}"),
-        }
+        (head.split(' ').nth(1).unwrap().to_owned(), body)
     }
 
     /// Removes a blob behind the registry's back.
