@@ -3,7 +3,7 @@
 //! A history is a script of what users, nodes, Kubernetes, a registry and chance do, in a [`world`] that is small enough
 //! to hold in memory. Observing and planning are the real ones and are shown that world; watches may be late, passes
 //! are cut off between any two requests, requests fail or lose their answers. What must hold at every request is
-//! checked there; then the world comes to rest, and what must hold at rest is checked in [`end`].
+//! checked in [`promises`]; then the world comes to rest, and what must hold at rest is checked in [`end`].
 //!
 //! This is a model for properties of pure functions. That apiserver and registries really behave so is tested on
 //! real ones.
@@ -25,7 +25,9 @@ mod controller;
 mod end;
 mod found;
 mod kubernetes;
+mod promises;
 mod registry;
+mod requests;
 mod script;
 mod table;
 mod world;

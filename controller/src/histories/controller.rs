@@ -1,31 +1,20 @@
 //! The controller in this world: its cache, its queue, and passes whose steps are done one at a time.
 //!
-//! Observing and planning are the real ones. A step is done as [`apply`](crate::apply) does it; between any two of its
-//! requests anything may happen, and a pass that is dropped there is a crash.
+//! Observing and planning are the real ones, and so is whom an event concerns. Between any two requests of a pass
+//! anything may happen, and a pass that is dropped there is a crash.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Secret};
 use kube::{Resource, ResourceExt as _};
-use serde::Serialize;
-use strata_builder::digest::Digest;
-use strata_builder::reference::Reference;
 
-use super::table::{Clock, Object, Propagation, Table, Trimmed, is_owned};
+use super::requests::Work;
+use super::table::{Object, Table, Trimmed};
 use super::world::World;
-use crate::api::machine_os_build::MachineOSBuildStatus;
-use crate::api::{CLEANUP_FINALIZER, is_guarded};
-use crate::apply::{Existing, existing};
 use crate::cache::Cache;
-use crate::events::Reason;
-use crate::job::BuildObjects;
-use crate::ledger::Entry;
 use crate::live::Live as _;
-use crate::phase::Phase;
-use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
+use crate::plan::{Plan, Requeue, Step};
 use crate::watches::{Concerned, Queues, Requests};
 use crate::{os_build, os_config, pool};
 
@@ -34,11 +23,11 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(1);
 /// After a pass whose write was refused.
 const AGAIN_REFUSED: SignedDuration = SignedDuration::from_mins(1);
 /// Between a bell and the look at the ledger.
-const LEDGER_PAUSE: SignedDuration = SignedDuration::from_secs(1);
+pub(super) const LEDGER_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 /// Between two looks at the ledger.
 const LEDGER_ROUND: SignedDuration = SignedDuration::from_secs(300);
 /// After a registry that didn't answer.
-const LEDGER_RETRY: SignedDuration = SignedDuration::from_secs(30);
+pub(super) const LEDGER_RETRY: SignedDuration = SignedDuration::from_secs(30);
 
 /// What a pass is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,11 +40,11 @@ pub(super) enum Key {
 
 /// The root object of a pass, as observed, then as each write leaves it.
 #[derive(Clone, Default)]
-struct Root {
-    name: String,
-    uid: String,
-    resource_version: Option<String>,
-    finalizers: Vec<String>,
+pub(super) struct Root {
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) resource_version: Option<String>,
+    pub(super) finalizers: Vec<String>,
 }
 
 impl Root {
@@ -69,24 +58,12 @@ impl Root {
     }
 }
 
-/// A request that a pass will make.
-enum Work {
-    Step(Step),
-    ConfigMap(Box<ConfigMap>),
-    Secret(Box<Secret>),
-    Job(Box<Job>),
-    DeleteManifest(ImageDeletion),
-    LookAtEntry(Entry),
-    DeleteEntry(Entry),
-    Forget(Entry),
-}
-
 /// A pass whose plan is made.
 pub(super) struct Pass {
-    key: Key,
-    root: Root,
-    left: VecDeque<Work>,
-    again: Option<SignedDuration>,
+    pub(super) key: Key,
+    pub(super) root: Root,
+    pub(super) left: VecDeque<Work>,
+    pub(super) again: Option<SignedDuration>,
     if_refused: Option<Refused>,
 }
 
@@ -97,9 +74,6 @@ struct Refused {
     root: Root,
     plan: Box<PlanRefused>,
 }
-
-/// A step that wasn't done; the pass ends.
-struct Failed;
 
 #[derive(Default)]
 pub(super) struct Controller {
@@ -480,351 +454,6 @@ impl World {
         }
         self.end_if_done(pass);
     }
-
-    fn request(&mut self, pass: &mut Pass, work: Work) -> Result<(), Failed> {
-        if !matches!(work, Work::LookAtEntry(_)) {
-            self.controller.writes += 1;
-        }
-        match work {
-            Work::Step(step) => self.step(pass, step),
-            Work::ConfigMap(object) => {
-                self.guarded(pass, "a ConfigMap");
-                ensure(&mut self.config_maps, &mut self.clock, *object)
-            }
-            Work::Secret(object) => {
-                self.guarded(pass, "a Secret");
-                ensure(&mut self.secrets, &mut self.clock, *object)
-            }
-            Work::Job(object) => {
-                self.guarded(pass, "a Job");
-                ensure(&mut self.jobs, &mut self.clock, (*object).clone())?;
-                let name = object.name_any();
-                self.send(&name);
-                Ok(())
-            }
-            Work::DeleteManifest(deletion) => {
-                self.guarded(pass, "the deletion of an image");
-                self.delete_manifest(&deletion.image, &deletion.push_secret, Some(&pass.root.uid))
-            }
-            Work::LookAtEntry(entry) => {
-                let image = entry
-                    .image
-                    .parse::<Reference>()
-                    .ok()
-                    .and_then(|one| one.digest);
-                let digest = image.ok_or(Failed)?;
-                if self.users_now()?.of(digest, None).is_none() {
-                    pass.left.push_front(Work::DeleteEntry(entry));
-                }
-                Ok(())
-            }
-            Work::DeleteEntry(entry) => {
-                let image: Reference = entry.image.parse().map_err(|_| Failed)?;
-                match self.delete_manifest(&image, &entry.push_secret, None) {
-                    Ok(()) => pass.left.push_front(Work::Forget(entry)),
-                    // told, and tried again
-                    Err(Failed) => pass.again = Some(LEDGER_RETRY),
-                }
-                Ok(())
-            }
-            Work::Forget(entry) => {
-                self.ledger.remove(&entry.image);
-                Ok(())
-            }
-        }
-    }
-
-    fn users_now(&self) -> Result<crate::usage::Users, Failed> {
-        self.users().now_or_never().unwrap().map_err(|_| Failed)
-    }
-
-    /// As [`apply`](crate::apply) does it.
-    fn step(&mut self, pass: &mut Pass, step: Step) -> Result<(), Failed> {
-        match step {
-            Step::AddFinalizer => {
-                if !pass
-                    .root
-                    .finalizers
-                    .iter()
-                    .any(|one| one == CLEANUP_FINALIZER)
-                {
-                    pass.root.finalizers.push(CLEANUP_FINALIZER.to_owned());
-                }
-                self.set_finalizers(pass)
-            }
-            Step::RemoveFinalizer => {
-                pass.root.finalizers.retain(|one| one != CLEANUP_FINALIZER);
-                self.set_finalizers(pass)
-            }
-            Step::Annotate(changes) => {
-                let annotate = |annotations: &mut std::collections::BTreeMap<String, String>| {
-                    for (key, value) in changes {
-                        match value {
-                            Some(value) => annotations.insert(key.to_owned(), value),
-                            None => annotations.remove(key),
-                        };
-                    }
-                };
-                match pass.key {
-                    Key::Config(_) => patch(
-                        &mut self.os_configs,
-                        &mut self.clock,
-                        &mut pass.root,
-                        |one| annotate(one.annotations_mut()),
-                    ),
-                    _ => patch(
-                        &mut self.os_builds,
-                        &mut self.clock,
-                        &mut pass.root,
-                        |one| annotate(one.annotations_mut()),
-                    ),
-                }
-            }
-            Step::SetConfigStatus(status) => patch(
-                &mut self.os_configs,
-                &mut self.clock,
-                &mut pass.root,
-                |one| one.status = Some(*status),
-            ),
-            Step::SetBuildStatus(status) => {
-                self.check_status(&pass.root, &status);
-                patch(
-                    &mut self.os_builds,
-                    &mut self.clock,
-                    &mut pass.root,
-                    |one| one.status = Some(*status),
-                )
-            }
-            Step::SetPoolConditions(conditions) => {
-                let root = &mut pass.root;
-                patch(&mut self.pools, &mut self.clock, root, |pool| {
-                    pool.status.get_or_insert_default().conditions = Some(conditions);
-                })
-            }
-            Step::CreateBuild(os_build) => {
-                self.guarded(pass, "a build");
-                let before = self.os_builds.all().count();
-                ensure(&mut self.os_builds, &mut self.clock, *os_build)?;
-                if self.os_builds.all().count() > before {
-                    *self.created.entry(pass.root.name.clone()).or_default() += 1;
-                }
-                Ok(())
-            }
-            Step::DeleteBuild(target) => {
-                self.owned(
-                    pass,
-                    &target,
-                    self.os_builds
-                        .get(&target.name)
-                        .map(Resource::meta)
-                        .cloned(),
-                );
-                delete(
-                    &mut self.os_builds,
-                    &mut self.clock,
-                    &target,
-                    Propagation::Background,
-                );
-                Ok(())
-            }
-            Step::CreateObjects(objects) => {
-                let BuildObjects {
-                    config_maps,
-                    secrets,
-                    mut job,
-                } = *objects;
-                // nothing here reads it, and it is most of a Job
-                job.spec.get_or_insert_default().template = PodTemplateSpec::default();
-                let first = config_maps.into_iter().map(Box::new).map(Work::ConfigMap);
-                let then = secrets.into_iter().map(Box::new).map(Work::Secret);
-                let last = Work::Job(Box::new(job));
-                for work in first.chain(then).chain([last]).rev() {
-                    pass.left.push_front(work);
-                }
-                Ok(())
-            }
-            Step::DeleteJob(target) => {
-                self.owned(
-                    pass,
-                    &target,
-                    self.jobs.get(&target.name).map(Resource::meta).cloned(),
-                );
-                delete(
-                    &mut self.jobs,
-                    &mut self.clock,
-                    &target,
-                    Propagation::Foreground,
-                );
-                Ok(())
-            }
-            Step::DeleteConfigMap(target) => {
-                self.owned(
-                    pass,
-                    &target,
-                    self.config_maps
-                        .get(&target.name)
-                        .map(Resource::meta)
-                        .cloned(),
-                );
-                delete(
-                    &mut self.config_maps,
-                    &mut self.clock,
-                    &target,
-                    Propagation::Background,
-                );
-                Ok(())
-            }
-            Step::DeleteSecret(target) => {
-                self.owned(
-                    pass,
-                    &target,
-                    self.secrets.get(&target.name).map(Resource::meta).cloned(),
-                );
-                delete(
-                    &mut self.secrets,
-                    &mut self.clock,
-                    &target,
-                    Propagation::Background,
-                );
-                Ok(())
-            }
-            Step::DeleteImage(deletion) => {
-                let Some(digest) = deletion.image.digest else {
-                    return Ok(());
-                };
-                if self.users_now()?.of(digest, Some(&pass.root.uid)).is_some() {
-                    return Err(Failed);
-                }
-                pass.left.push_front(Work::DeleteManifest(*deletion));
-                Ok(())
-            }
-            Step::Remember(entry) => {
-                self.ledger.entry(entry.image.clone()).or_insert(entry);
-                self.enqueue(Key::Ledger, self.clock.now + LEDGER_PAUSE);
-                Ok(())
-            }
-            Step::Tell(notice) => {
-                if notice.reason == Reason::ImageNotDeleted {
-                    self.registry.excuse(&pass.root.uid);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn set_finalizers(&mut self, pass: &mut Pass) -> Result<(), Failed> {
-        let finalizers = Some(pass.root.finalizers.clone());
-        match pass.key {
-            Key::Config(_) => patch(
-                &mut self.os_configs,
-                &mut self.clock,
-                &mut pass.root,
-                |one| one.metadata.finalizers = finalizers,
-            ),
-            _ => patch(
-                &mut self.os_builds,
-                &mut self.clock,
-                &mut pass.root,
-                |one| one.metadata.finalizers = finalizers,
-            ),
-        }
-    }
-
-    /// Deletes a manifest as the registry lets us; an image in use must never come here.
-    fn delete_manifest(
-        &mut self,
-        image: &Reference,
-        push_secret: &str,
-        asking: Option<&str>,
-    ) -> Result<(), Failed> {
-        let digest: Digest = image.digest.ok_or(Failed)?;
-        if self.secrets.get(push_secret).is_none() || self.registry.is_down {
-            return Err(Failed);
-        }
-        if self.registry.keeps {
-            self.registry.excused.insert(digest);
-            return Ok(());
-        }
-        let users = self.users().now_or_never().unwrap();
-        if let Ok(users) = users
-            && let Some(user) = users.of(digest, asking)
-        {
-            self.breaks("never deletes an image in use", || {
-                format!("{image}: {user}")
-            });
-        }
-        self.registry.remove(digest);
-        self.note(|| format!("  {image} is deleted"));
-        Ok(())
-    }
-
-    // --- what must hold at every request
-
-    /// A pass that has effects outside holds its object.
-    fn guarded(&mut self, pass: &Pass, what: &str) {
-        let root = &pass.root;
-        let holds = match pass.key {
-            Key::Config(_) => self
-                .os_configs
-                .get(&root.name)
-                .is_some_and(|one| one.uid().as_ref() == Some(&root.uid) && is_guarded(one)),
-            _ => self
-                .os_builds
-                .get(&root.name)
-                .is_some_and(|one| one.uid().as_ref() == Some(&root.uid) && is_guarded(one)),
-        };
-        if !holds {
-            self.breaks("guarded", || {
-                format!("{what} for {} without its finalizer", root.name)
-            });
-        }
-    }
-
-    /// What is deleted belongs to the object whose pass it is; by its UID, so that a later one of its name is safe.
-    fn owned(
-        &mut self,
-        pass: &Pass,
-        target: &Target,
-        found: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>,
-    ) {
-        let is_owned = found.is_none_or(|meta| {
-            meta.uid.as_ref() != Some(&target.uid) || is_owned(&meta, &pass.root.uid)
-        });
-        if target.uid.is_empty() || !is_owned {
-            self.breaks("owned only", || {
-                format!("{} deletes {target:?}", pass.root.name)
-            });
-        }
-    }
-
-    /// A build that has ended never changes, and the apiserver takes what is written.
-    fn check_status(&mut self, root: &Root, next: &MachineOSBuildStatus) {
-        let Some(os_build) = self.os_builds.get(&root.name) else {
-            return;
-        };
-        if os_build.resource_version() != root.resource_version {
-            return;
-        }
-        let before = os_build.status.clone().unwrap_or_default();
-        if Phase::of_build(os_build).is_terminal() && before != *next {
-            self.breaks("terminal is terminal", || root.name.clone());
-        }
-        if let Some(end) = &next.build_end
-            && next
-                .build_start
-                .as_ref()
-                .is_none_or(|start| start.0 >= end.0)
-        {
-            self.breaks("the end is after the start", || root.name.clone());
-        }
-        let phases = |status: &MachineOSBuildStatus| {
-            Phase::of(status.conditions.as_deref().unwrap_or_default())
-        };
-        let (from, to) = (phases(&before), phases(next));
-        if from != to && !from.may_become(to) {
-            self.breaks("phases", || format!("{}: {from:?} → {to:?}", root.name));
-        }
-    }
 }
 
 /// How a watch tells.
@@ -843,60 +472,5 @@ impl Hearing {
             Hearing::Relist => table.relist(),
         };
         objects.iter().for_each(|object| touched(object));
-    }
-}
-
-/// Changes the root object of a pass if it is as it was observed; one that is gone needs no change.
-fn patch<K: Object, C: Trimmed>(
-    table: &mut Table<K, C>,
-    clock: &mut Clock,
-    root: &mut Root,
-    change: impl FnOnce(&mut K),
-) -> Result<(), Failed> {
-    let Some(found) = table.get(&root.name).map(Resource::meta) else {
-        return Ok(());
-    };
-    if found.uid.as_ref() != Some(&root.uid) || found.resource_version != root.resource_version {
-        return Err(Failed);
-    }
-    table.change(clock, &root.name, change);
-    let left = table.get(&root.name);
-    root.resource_version = left.and_then(kube::ResourceExt::resource_version);
-    Ok(())
-}
-
-fn delete<K: Object, C: Trimmed>(
-    table: &mut Table<K, C>,
-    clock: &mut Clock,
-    target: &Target,
-    propagation: Propagation,
-) {
-    let found = table.get(&target.name).map(Resource::meta);
-    if found.is_some_and(|meta| meta.uid.as_ref() == Some(&target.uid)) {
-        table.delete(clock, &target.name, propagation);
-    }
-}
-
-/// Creates it, unless what has its name forbids.
-fn ensure<K: Object + Serialize, C: Trimmed>(
-    table: &mut Table<K, C>,
-    clock: &mut Clock,
-    object: K,
-) -> Result<(), Failed> {
-    if table.create(clock, object.clone()) {
-        return Ok(());
-    }
-    let found = table.get(&object.name_any()).ok_or(Failed)?;
-    match existing(&K::kind(&()), &object, found) {
-        Existing::Ours => Ok(()),
-        Existing::Stale(stale) => {
-            delete(table, clock, &stale, Propagation::Background);
-            if table.create(clock, object) {
-                Ok(())
-            } else {
-                Err(Failed)
-            }
-        }
-        Existing::Foreign => Err(Failed),
     }
 }

@@ -1,0 +1,102 @@
+//! What must hold at every request. Told in words of its own, so that a mistake in the code that promises it isn't
+//! repeated here.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use kube::{Resource, ResourceExt as _};
+use strata_builder::digest::Digest;
+
+use super::controller::{Key, Pass, Root};
+use super::table::is_owned;
+use super::world::World;
+use crate::api::machine_os_build::MachineOSBuildStatus;
+use crate::api::{CLEANUP_FINALIZER, annotation};
+use crate::plan::Target;
+
+impl World {
+    /// A pass that has effects outside holds its object.
+    pub(super) fn guarded(&mut self, pass: &Pass, what: &str) {
+        let root = &pass.root;
+        let found = match pass.key {
+            Key::Config(_) => self.os_configs.get(&root.name).map(Resource::meta),
+            _ => self.os_builds.get(&root.name).map(Resource::meta),
+        };
+        let is_held = found.is_some_and(|meta| {
+            let mut finalizers = meta.finalizers.iter().flatten();
+            meta.uid.as_ref() == Some(&root.uid) && finalizers.any(|one| one == CLEANUP_FINALIZER)
+        });
+        if !is_held {
+            self.breaks("guarded", || {
+                format!("{what} for {} without its finalizer", root.name)
+            });
+        }
+    }
+
+    /// Nobody names the image that is about to be deleted, but the build with the UID `asking` and what is going itself.
+    pub(super) fn unused(&mut self, digest: Digest, asking: Option<&str>) {
+        let digest = digest.to_string();
+        let names = |image: Option<&String>| image.is_some_and(|image| image.ends_with(&digest));
+        let node = self.nodes.all().find(|node| {
+            let on = |key| names(node.annotations().get(key));
+            on(annotation::NODE_CURRENT_IMAGE) || on(annotation::NODE_DESIRED_IMAGE)
+        });
+        let os_config = self.os_configs.all().find(|one| {
+            let status = one.status.as_ref();
+            one.metadata.deletion_timestamp.is_none()
+                && names(status.and_then(|status| status.current_image_pull_spec.as_ref()))
+        });
+        let os_build = self.os_builds.all().find(|one| {
+            let status = one.status.as_ref();
+            one.metadata.deletion_timestamp.is_none()
+                && one.metadata.uid.as_deref() != asking
+                && names(status.and_then(|status| status.digested_image_push_spec.as_ref()))
+        });
+        let user = node
+            .map(kube::ResourceExt::name_any)
+            .or_else(|| os_config.map(kube::ResourceExt::name_any))
+            .or_else(|| os_build.map(kube::ResourceExt::name_any));
+        if let Some(user) = user {
+            self.breaks("never deletes an image in use", || {
+                format!("{digest}, which {user} names")
+            });
+        }
+    }
+
+    /// What is deleted belongs to the object whose pass it is; by its UID, so that a later one of its name is safe.
+    pub(super) fn owned(&mut self, pass: &Pass, target: &Target, found: Option<ObjectMeta>) {
+        let is_owned = found.is_none_or(|meta| {
+            meta.uid.as_ref() != Some(&target.uid) || is_owned(&meta, &pass.root.uid)
+        });
+        if target.uid.is_empty() || !is_owned {
+            self.breaks("owned only", || {
+                format!("{} deletes {target:?}", pass.root.name)
+            });
+        }
+    }
+
+    /// A build that has ended never changes, and the apiserver takes what is written.
+    pub(super) fn check_status(&mut self, root: &Root, next: &MachineOSBuildStatus) {
+        let Some(os_build) = self.os_builds.get(&root.name) else {
+            return;
+        };
+        if os_build.resource_version() != root.resource_version {
+            return;
+        }
+        let before = os_build.status.clone().unwrap_or_default();
+        if is_ended(&before) && before != *next {
+            self.breaks("terminal is terminal", || root.name.clone());
+        }
+        let end = next.build_end.as_ref();
+        let starts_before = |end| next.build_start.as_ref().is_some_and(|start| start.0 < end);
+        if end.is_some_and(|end| !starts_before(end.0)) {
+            self.breaks("the end is after the start", || root.name.clone());
+        }
+    }
+}
+
+/// Whether a condition says that nothing follows.
+fn is_ended(status: &MachineOSBuildStatus) -> bool {
+    let ends = |one: &Condition| {
+        matches!(one.type_.as_str(), "Succeeded" | "Failed" | "Interrupted") && one.status == "True"
+    };
+    status.conditions.iter().flatten().any(ends)
+}
