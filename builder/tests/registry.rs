@@ -492,3 +492,69 @@ fn layers_of_a_base_in_the_same_registry_are_mounted_and_not_moved() {
         assert_eq!(digest_at(&registry), built.stdout.trim());
     }
 }
+
+#[test]
+fn a_redirect_without_end_is_told_at_once() {
+    let test = "a_redirect_without_end_is_told_at_once";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let proxy = Proxy::start(registry.port(), |request, _| {
+        Action::Answer(307, vec![("location", request.path.clone())], "")
+    });
+    let text = format!("FROM {}/org/os:v1\n", proxy.host);
+    let built = workshop.build(&text, &["--plain-http", &proxy.host]);
+    assert_eq!(built.status, 70, "{}", built.stderr);
+    assert!(proxy.seen().len() < 10, "{} requests", proxy.seen().len());
+}
+
+#[test]
+fn a_token_that_ends_in_the_middle_of_an_upload_is_asked_for_anew() {
+    let test = "a_token_that_ends_in_the_middle_of_an_upload_is_asked_for_anew";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let mut given = 0;
+    let tokens = Proxy::start(registry.port(), move |_, _| {
+        given += 1;
+        let text = format!("{{\"token\": \"t{given}\"}}");
+        Action::Answer(200, Vec::new(), text.leak())
+    });
+    let realm = format!("Bearer realm=\"http://{}/token\"", tokens.host);
+    // Each is good for two requests.
+    let mut used = std::collections::BTreeMap::<String, usize>::new();
+    let proxy = Proxy::start(registry.port(), move |request, _| {
+        let token = request.header("authorization").unwrap_or_default();
+        let uses = used.entry(token.to_owned()).or_default();
+        *uses += 1;
+        match token.starts_with("Bearer t") && *uses <= 2 {
+            true => Action::Forward,
+            false => Action::Answer(401, vec![("www-authenticate", realm.clone())], ""),
+        }
+    });
+    let built = push(&workshop, &proxy.host, &[]).ok();
+    assert_eq!(digest_at(&registry), built.stdout.trim());
+    assert!(tokens.seen().len() > 3, "{} tokens", tokens.seen().len());
+}
+
+#[test]
+fn another_digest_than_the_one_that_was_pushed_is_no_success() {
+    let test = "another_digest_than_the_one_that_was_pushed_is_no_success";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let proxy = Proxy::start(registry.port(), |request, _| {
+        let other = format!("sha256:{}", "0".repeat(64));
+        match request.is("PUT", "/manifests/") {
+            true => Action::Answer(201, vec![("docker-content-digest", other)], ""),
+            false => Action::Forward,
+        }
+    });
+    let built = push(&workshop, &proxy.host, &[]);
+    assert_eq!(built.status, 75, "{}", built.stderr);
+    assert!(
+        built.stderr.contains("the registry sent sha256:0000"),
+        "{}",
+        built.stderr
+    );
+}
