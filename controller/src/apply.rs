@@ -395,6 +395,39 @@ where
     }
 }
 
+/// What an unfinished build noted of itself, if it did. Nothing needs it, so nobody is told of it.
+async fn delete_note(
+    context: &Context,
+    root: &Root,
+    deletion: &ImageDeletion,
+) -> Result<(), Error> {
+    let ImageDeletion { image, push_secret } = deletion;
+    let registry = context
+        .registries
+        .open(push_secret)
+        .await
+        .map_err(|source| Error::Access {
+            image: image.to_string(),
+            source,
+        })?;
+    let deleted = match registry.head_manifest(image).await {
+        Ok(Some(digest)) => registry.delete_manifest(&image.repository, digest).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match deleted {
+        Ok(()) => Ok(()),
+        Err(error) if error.class() != Class::Transient => {
+            info!(object = root.object(), %image, error = chain(&error), "the registry does not delete the note of a build's steps");
+            Ok(())
+        }
+        Err(source) => Err(Error::Registry {
+            image: image.to_string(),
+            source,
+        }),
+    }
+}
+
 async fn delete_image(
     context: &Context,
     root: &Root,
@@ -402,7 +435,7 @@ async fn delete_image(
 ) -> Result<(), Error> {
     let ImageDeletion { image, push_secret } = deletion;
     let Some(digest) = image.digest else {
-        return Ok(());
+        return delete_note(context, root, deletion).await;
     };
     // once more, since a node may have taken it since it was observed
     if let Some(used) = context.users().await?.of(digest, Some(&root.uid)) {

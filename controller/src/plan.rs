@@ -63,7 +63,7 @@ pub enum Step {
     DeleteConfigMap(Target),
     /// Delete it.
     DeleteSecret(Target),
-    /// Delete a manifest by digest, if nothing has begun to use it meanwhile. A registry that refuses is told in an event and is no failure.
+    /// Delete a manifest by digest, if nothing has begun to use it meanwhile; or by its tag, if there is one, what a build noted of its steps. A registry that refuses is told in an event and is no failure.
     DeleteImage(Box<ImageDeletion>),
     /// Put an image into the ledger.
     Remember(Entry),
@@ -74,7 +74,7 @@ pub enum Step {
 /// An image to delete, and how to log in for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageDeletion {
-    /// By digest.
+    /// By digest; a note by its tag.
     pub image: Reference,
     /// Name of the Secret with the credentials.
     pub push_secret: String,

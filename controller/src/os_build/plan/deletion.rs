@@ -4,13 +4,16 @@
 
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
+use strata_builder::contract::steps_tag;
 use strata_builder::digest::Digest;
+use strata_builder::reference::Reference;
 
 use super::{ASK_AGAIN, image_name, pushed, recorded};
 use crate::api::{self, MachineOSBuild, annotation, condition};
 use crate::events::{Notice, Reason};
 use crate::ledger::Entry;
 use crate::os_build::observe::{JobState, Observed};
+use crate::phase::Phase;
 use crate::plan::{ImageDeletion, Plan, Step};
 use crate::registries::Answer;
 
@@ -50,8 +53,11 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
         )
     };
     match &observed.image {
-        Answer::NotAsked | Answer::Absent => {
-            Plan::new("deleting-done", vec![Step::RemoveFinalizer])
+        Answer::NotAsked => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
+        Answer::Absent => {
+            let mut steps = Vec::from_iter(note(os_build, since));
+            steps.push(Step::RemoveFinalizer);
+            Plan::new("deleting-done", steps)
         }
         Answer::Present { digest, .. } => present(observed, *digest, now, since),
         Answer::Refused(why) => refused(why),
@@ -96,19 +102,31 @@ fn present(observed: &Observed, digest: Digest, now: Timestamp, since: SignedDur
             "deleting-retain",
             vec![Step::Remember(entry), Step::RemoveFinalizer],
         ),
-        (None, Some(image), Some(entry)) => Plan::new(
-            "deleting-image",
-            vec![
-                Step::DeleteImage(Box::new(ImageDeletion {
-                    image,
-                    push_secret: entry.push_secret,
-                })),
-                Step::RemoveFinalizer,
-            ],
-        ),
+        (None, Some(image), Some(entry)) => {
+            let mut steps = vec![Step::DeleteImage(Box::new(ImageDeletion {
+                image,
+                push_secret: entry.push_secret,
+            }))];
+            steps.extend(note(os_build, since));
+            steps.push(Step::RemoveFinalizer);
+            Plan::new("deleting-image", steps)
+        }
         // a push spec that is none was never pushed to
         (_, None, _) | (_, _, None) => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
     }
+}
+
+/// Deletes what a build that was stopped may have noted of its steps; one that has succeeded did so itself.
+fn note(os_build: &MachineOSBuild, since: SignedDuration) -> Option<Step> {
+    if Phase::of_build(os_build) == Phase::Succeeded || since >= OUTAGE_LIMIT {
+        return None;
+    }
+    let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
+    let tag = steps_tag(push.tag.as_deref()?)?;
+    Some(Step::DeleteImage(Box::new(ImageDeletion {
+        image: push.repository.tagged(&tag),
+        push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
+    })))
 }
 
 fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {

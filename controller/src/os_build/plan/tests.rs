@@ -212,6 +212,34 @@ fn every_rule_has_its_steps() {
             vec!["remove-finalizer"],
             None,
         ),
+        // what a stopped build noted goes with it, unless its registry fails to delete it for long
+        (
+            Observed {
+                image: Answer::Absent,
+                ..seen(deleted(build_in(Interrupted), 0))
+            },
+            "deleting-done",
+            vec!["delete-image", "remove-finalizer"],
+            None,
+        ),
+        (
+            Observed {
+                image: Answer::Absent,
+                ..seen(deleted(build_in(Interrupted), 600))
+            },
+            "deleting-done",
+            vec!["remove-finalizer"],
+            None,
+        ),
+        (
+            Observed {
+                image: present(None),
+                ..seen(deleted(build_in(Interrupted), 0))
+            },
+            "deleting-image",
+            vec!["delete-image", "delete-image", "remove-finalizer"],
+            None,
+        ),
         (
             gone(Answer::NotAsked, 0),
             "deleting-done",
