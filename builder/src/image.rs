@@ -204,6 +204,11 @@ pub enum ImageError {
         /// In the configuration.
         diff_ids: usize,
     },
+    /// A base with something else than files, or with files that are kept elsewhere.
+    #[error(
+        "a layer of the image has the media type {0:?}; layers are tar archives, plain, gzip or zstd"
+    )]
+    LayerType(String),
     /// Our own document.
     #[error("write the image's {document} as JSON")]
     Encode {
@@ -217,7 +222,7 @@ pub enum ImageError {
 impl Classify for ImageError {
     fn class(&self) -> Class {
         match self {
-            Self::LayerCount { .. } => Class::CONTENT,
+            Self::LayerCount { .. } | Self::LayerType(_) => Class::CONTENT,
             Self::Encode { .. } => Class::INTERNAL,
         }
     }
@@ -235,14 +240,15 @@ impl Image {
             return Err(ImageError::LayerCount { layers, diff_ids });
         }
         let layers = manifest.layers.iter().cloned().map(|mut layer| {
-            if let Some(media_type) = oci_layer_media_type(&layer.media_type) {
-                layer.media_type = media_type.to_owned();
+            match oci_layer_media_type(&layer.media_type) {
+                Some(media_type) => layer.media_type = media_type.to_owned(),
+                None => return Err(ImageError::LayerType(layer.media_type)),
             }
-            layer
+            Ok(layer)
         });
         Ok(Self {
             config,
-            layers: layers.collect(),
+            layers: layers.collect::<Result<_, _>>()?,
             annotations: manifest.annotations.clone(),
         })
     }
@@ -284,16 +290,18 @@ impl Image {
     }
 }
 
-/// The OCI name of a Docker schema 2 layer; none if the name stays.
-fn oci_layer_media_type(docker: &str) -> Option<&'static str> {
-    match docker {
-        "application/vnd.docker.image.rootfs.diff.tar" => {
+/// The OCI name of a layer's media type; none if it is no archive of files, is encrypted, or is kept elsewhere.
+fn oci_layer_media_type(media_type: &str) -> Option<&'static str> {
+    match media_type {
+        "application/vnd.oci.image.layer.v1.tar"
+        | "application/vnd.docker.image.rootfs.diff.tar" => {
             Some("application/vnd.oci.image.layer.v1.tar")
         }
-        "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(LAYER_MEDIA_TYPE),
-        "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(LAYER_ZSTD_MEDIA_TYPE),
-        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
-            Some("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+        LAYER_MEDIA_TYPE | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+            Some(LAYER_MEDIA_TYPE)
+        }
+        LAYER_ZSTD_MEDIA_TYPE | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+            Some(LAYER_ZSTD_MEDIA_TYPE)
         }
         _ => None,
     }

@@ -189,6 +189,12 @@ pub enum BuildError {
         /// Its name.
         name: String,
     },
+    /// Our own mistake.
+    #[error("what the stage {name} starts from was given up too early")]
+    StageIsGone {
+        /// Its name.
+        name: String,
+    },
     /// An image that the build starts from.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -245,7 +251,7 @@ impl Classify for BuildError {
             Self::Overlay(error) => error.class(),
             Self::Flat(error) => error.class(),
             Self::Layer(error) => error.class(),
-            Self::Task(_) => Class::INTERNAL,
+            Self::Task(_) | Self::StageIsGone { .. } => Class::INTERNAL,
         }
     }
 }
@@ -262,6 +268,7 @@ impl BuildError {
             | Self::NoSteps { .. }
             | Self::Reference(_)
             | Self::ContextIsNoImage { .. }
+            | Self::StageIsGone { .. }
             | Self::Image(_)
             | Self::Step { .. }
             | Self::Overlay(_)

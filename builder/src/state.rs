@@ -131,11 +131,10 @@ impl StageState {
     /// A stage on the end of this one: variables are inherited, ONBUILD triggers are not (they are
     /// for those who build on the image).
     #[must_use]
-    pub fn derive(&self) -> Self {
-        let mut state = self.clone();
-        state.has_cmd = false;
-        state.image.config.other.remove("OnBuild");
-        state
+    pub fn derive(mut self) -> Self {
+        self.has_cmd = false;
+        self.image.config.other.remove("OnBuild");
+        self
     }
 
     /// Applies what the instruction says about the image, and returns the history's text for it.

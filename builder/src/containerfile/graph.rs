@@ -269,9 +269,13 @@ pub fn plan(file: &Containerfile, options: &PlanOptions) -> Result<BuildGraph, P
     planner.set_globals(target)?;
     planner.warn_of_repeated_names();
     // all stages up to the target: a mistake in one that isn't needed is still a mistake
+    let mut bases = Vec::new();
+    for index in 0..=target {
+        bases.push(planner.base_of(index)?);
+    }
     let mut stages = Vec::new();
     for index in 0..=target {
-        stages.push(planner.stage(index)?);
+        stages.push(planner.stage(index, &bases)?);
     }
     let (stages, target) = pruned(stages, target);
     Ok(BuildGraph {
@@ -386,7 +390,7 @@ impl Planner<'_> {
         }
     }
 
-    fn stage(&mut self, index: usize) -> Result<PlannedStage, PlanError> {
+    fn base_of(&mut self, index: usize) -> Result<StageBase, PlanError> {
         let stage = &self.file.stages[index];
         let written = self.expand_from(&stage.location, &stage.base)?;
         if written.is_empty() {
@@ -395,9 +399,18 @@ impl Planner<'_> {
                 word: stage.base.0.clone(),
             });
         }
-        let base = self.base(index, &written);
+        Ok(self.base(index, &written))
+    }
+
+    fn stage(&mut self, index: usize, bases: &[StageBase]) -> Result<PlannedStage, PlanError> {
+        let stage = &self.file.stages[index];
+        let base = bases[index].clone();
         let platform = self.platform(stage)?;
         let inherited = match base {
+            // the last one that starts from it takes them over, so that a chain holds them once
+            StageBase::Stage(parent) if !bases[index + 1..].contains(&base) => {
+                std::mem::take(&mut self.variables[parent])
+            }
             StageBase::Stage(parent) => self.variables[parent].clone(),
             StageBase::Scratch | StageBase::Context(_) | StageBase::Image(_) => {
                 Variables::default()

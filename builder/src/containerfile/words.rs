@@ -23,6 +23,9 @@ pub enum WordError {
     /// Expansions within expansions, without end.
     #[error("`${{` is nested deeper than {MAX_DEPTH} levels")]
     Depth,
+    /// Variables that grow, or a pattern on a long value.
+    #[error("it grows beyond {MAX_BYTES} bytes, or takes too long")]
+    TooLong,
     /// `${v:?message}`
     #[error("{name}: {message}")]
     Required {
@@ -35,6 +38,12 @@ pub enum WordError {
 
 /// No author nests deeper; a hostile text must not exhaust the stack.
 const MAX_DEPTH: usize = 64;
+
+/// What variables may make of a word; the kernel takes no variable or argument of more than an eighth of it.
+const MAX_BYTES: usize = 1 << 20;
+
+/// Steps that a pattern may take on a value: a second, at worst.
+const MAX_STEPS: usize = 1 << 28;
 
 /// The value of a variable; `None` if it is not set.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -85,6 +94,13 @@ struct Fields {
 }
 
 impl Fields {
+    fn room_for(&self, value: &str) -> Result<(), WordError> {
+        match value.is_empty() || self.whole.len() + value.len() <= MAX_BYTES {
+            true => Ok(()),
+            false => Err(WordError::TooLong),
+        }
+    }
+
     /// Text from inside quotes or behind an escape: never split.
     fn quoted(&mut self, text: &str) {
         self.whole.push_str(text);
@@ -141,6 +157,7 @@ impl<'a> Lexer<'a> {
                 '"' if self.quotes => self.double_quoted(out)?,
                 '$' => {
                     let value = self.dollar()?;
+                    out.room_for(&value)?;
                     out.plain(&value);
                 }
                 c if c == self.escape => {
@@ -179,6 +196,7 @@ impl<'a> Lexer<'a> {
                 '"' => return Ok(()),
                 '$' => {
                     let value = self.dollar()?;
+                    out.room_for(&value)?;
                     out.quoted(&value);
                 }
                 c if c == self.escape => {
@@ -240,6 +258,7 @@ impl<'a> Lexer<'a> {
                     None => (false, text.as_str()),
                 };
                 let (pattern, value) = (pattern(text)?, value.unwrap_or_default());
+                check_steps(&pattern, &value)?;
                 Ok(match operator {
                     '#' => without_prefix(&value, &pattern, longest),
                     _ => without_suffix(&value, &pattern, longest),
@@ -250,7 +269,8 @@ impl<'a> Lexer<'a> {
                 let pattern = pattern(&self.inner('/', true)?)?;
                 let replacement = self.inner('}', true)?;
                 let value = value.unwrap_or_default();
-                Ok(replaced(&value, &pattern, &replacement, all))
+                check_steps(&pattern, &value)?;
+                replaced(&value, &pattern, &replacement, all)
             }
             Some(other) => Err(WordError::Unsupported(match colon {
                 true => format!("{name}:{other}"),
@@ -397,28 +417,74 @@ fn without_suffix(value: &str, pattern: &[Glob], longest: bool) -> String {
     chars[..start].iter().collect()
 }
 
+/// A pattern is tried at each place of the value, and takes at most its own length for each character from there.
+fn check_steps(pattern: &[Glob], value: &str) -> Result<(), WordError> {
+    let steps = value.len().saturating_mul(value.len());
+    match steps.saturating_mul(pattern.len().max(1)) <= MAX_STEPS {
+        true => Ok(()),
+        false => Err(WordError::TooLong),
+    }
+}
+
+/// The end of the longest match that begins at the start of `text`.
+fn longest(pattern: &[Glob], text: &[char]) -> Option<usize> {
+    let skip_stars = |at: &mut Vec<bool>| {
+        for (p, glob) in pattern.iter().enumerate() {
+            at[p + 1] |= at[p] && *glob == Glob::Any;
+        }
+    };
+    // the places in the pattern that what was read so far may have led to
+    let mut at = vec![false; pattern.len() + 1];
+    at[0] = true;
+    skip_stars(&mut at);
+    let mut best = at[pattern.len()].then_some(0);
+    for (end, c) in (1..).zip(text) {
+        let mut next = vec![false; pattern.len() + 1];
+        for (p, glob) in pattern.iter().enumerate().filter(|(p, _)| at[*p]) {
+            match glob {
+                Glob::Any => next[p] = true,
+                Glob::Literal(literal) if literal != c => {}
+                Glob::One | Glob::Literal(_) => next[p + 1] = true,
+            }
+        }
+        skip_stars(&mut next);
+        if !next.contains(&true) {
+            break;
+        }
+        if next[pattern.len()] {
+            best = Some(end);
+        }
+        at = next;
+    }
+    best
+}
+
 /// Leftmost, longest. A pattern that can match nothing also does so between characters, but not
 /// right behind another match.
-fn replaced(value: &str, pattern: &[Glob], replacement: &str, all: bool) -> String {
+fn replaced(
+    value: &str,
+    pattern: &[Glob],
+    replacement: &str,
+    all: bool,
+) -> Result<String, WordError> {
     let chars: Vec<char> = value.chars().collect();
     let mut out = String::new();
     let mut at = 0;
     let mut matched_to = None;
     while at <= chars.len() {
-        let end = (at..=chars.len())
-            .rev()
-            .find(|end| matches(pattern, &chars[at..*end]));
-        if let Some(end) = end
-            && (end > at || matched_to != Some(at))
+        if let Some(length) = longest(pattern, &chars[at..])
+            && (length > 0 || matched_to != Some(at))
         {
+            if out.len() + replacement.len() > MAX_BYTES {
+                return Err(WordError::TooLong);
+            }
             out.push_str(replacement);
+            at += length;
             if !all {
-                at = end;
                 break;
             }
-            matched_to = Some(end);
-            if end > at {
-                at = end;
+            matched_to = Some(at);
+            if length > 0 {
                 continue;
             }
         }
@@ -426,5 +492,5 @@ fn replaced(value: &str, pattern: &[Glob], replacement: &str, all: bool) -> Stri
         at += 1;
     }
     out.extend(chars.iter().skip(at));
-    out
+    Ok(out)
 }

@@ -2,6 +2,7 @@
 //!
 //! Names and links inside the archive lead nowhere outside the destination directory.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::symlink;
@@ -41,18 +42,18 @@ pub(super) fn unpack(
     into.create_directories(target, request.owner.unwrap_or((0, 0)))?;
     let inside = Root::open(&into.path().join(target))?;
     let mut archive = Archive::new(io::Cursor::new(first).chain(content));
-    let mut directories = Vec::new();
+    let mut directories = BTreeMap::new();
     let entries = archive.entries().map_err(failed("unpack", source))?;
     for entry in entries {
         let entry = entry.map_err(failed("unpack", source))?;
         if fresh && is_root(&entry).map_err(failed("unpack", source))? {
             let attributes = attributes(request, &entry).map_err(failed("unpack", source))?;
-            directories.insert(0, (PathBuf::new(), attributes));
+            directories.insert(PathBuf::new(), attributes);
             continue;
         }
         unpack_entry(request, entry, source, &inside, &mut directories, summary)?;
     }
-    // Times of directories last, deepest first, since every entry changes them.
+    // Times of directories last, deepest first, since every entry changes them; the last entry of a name counts.
     for (path, attributes) in directories.into_iter().rev() {
         attributes
             .give(&inside.path().join(&path), FileType::Directory)
@@ -89,7 +90,7 @@ fn unpack_entry(
     mut entry: Entry<'_, impl Read>,
     source: &Path,
     inside: &Root,
-    directories: &mut Vec<(PathBuf, Attributes)>,
+    directories: &mut BTreeMap<PathBuf, Attributes>,
     summary: &mut CopySummary,
 ) -> Result<(), CopyError> {
     let header = |source_error| failed("unpack", source)(source_error);
@@ -108,12 +109,11 @@ fn unpack_entry(
     let xattrs = image_xattrs(&mut entry).map_err(header)?;
     match kind {
         EntryType::Directory => {
-            if inside.file_type(&path)? == Some(FileType::Directory) {
-                return Ok(());
+            if inside.file_type(&path)? != Some(FileType::Directory) {
+                make_way(inside, &path, "a directory")?;
+                fs::create_dir(&place).map_err(failed("create the directory", &path))?;
             }
-            make_way(inside, &path, "a directory")?;
-            fs::create_dir(&place).map_err(failed("create the directory", &path))?;
-            directories.push((path, attributes));
+            directories.insert(path, attributes);
             summary.entries += 1;
             return Ok(());
         }
@@ -124,6 +124,12 @@ fn unpack_entry(
             if first != path {
                 make_way(inside, &path, "a hard link")?;
                 fs::hard_link(inside.path().join(first), &place).map_err(failed("link", &path))?;
+            }
+            // the file's attributes are what its last name says
+            if inside.file_type(&path)? == Some(FileType::RegularFile) {
+                attributes
+                    .give(&place, FileType::RegularFile)
+                    .map_err(failed("set the attributes of", &path))?;
             }
             summary.entries += 1;
             return Ok(());
@@ -140,14 +146,18 @@ fn unpack_entry(
             make_way(inside, &path, "a special file")?;
             let number =
                 |part: io::Result<Option<u32>>| part.map(Option::unwrap_or_default).map_err(header);
-            let device = rustix::fs::makedev(
-                number(entry.header().device_major())?,
-                number(entry.header().device_minor())?,
-            );
             let made = match kind {
                 EntryType::Char => FileType::CharacterDevice,
                 EntryType::Block => FileType::BlockDevice,
                 _ => FileType::Fifo,
+            };
+            // a fifo's numbers may be blank
+            let device = match made {
+                FileType::Fifo => 0,
+                _ => rustix::fs::makedev(
+                    number(entry.header().device_major())?,
+                    number(entry.header().device_minor())?,
+                ),
             };
             rustix::fs::mknodat(CWD, &place, made, Mode::from_raw_mode(0o600), device)
                 .map_err(|errno| failed("make the special file", &path)(errno.into()))?;

@@ -75,40 +75,85 @@ fn has_wildcard(part: &[u8]) -> bool {
     false
 }
 
-/// Whether the whole of `name` matches; none if the pattern is malformed. The whole pattern is checked even if the name is done early.
-fn matches(pattern: &[u8], name: &[u8]) -> Option<bool> {
-    let Some((first, rest)) = pattern.split_first() else {
-        return Some(name.is_empty());
-    };
-    match first {
-        b'*' => {
-            let mut any = false;
-            for start in 0..=name.len() {
-                any |= matches(rest, &name[start..])?;
+/// One element of a pattern.
+enum Token {
+    /// `*`
+    Star,
+    /// `?`
+    One,
+    /// `[a-z]`, `[^a-z]`
+    Class(bool, Vec<(char, char)>),
+    Byte(u8),
+}
+
+impl Token {
+    /// How much of the start of `name` it takes; none if it doesn't fit.
+    fn fits(&self, name: &[u8]) -> Option<usize> {
+        let (character, length) = first_character(name);
+        let fits = match self {
+            Self::Star => false,
+            Self::One => true,
+            Self::Class(negated, ranges) => {
+                let inside = ranges
+                    .iter()
+                    .any(|(low, high)| (*low..=*high).contains(&character));
+                inside != *negated
             }
-            Some(any)
-        }
-        b'?' => {
-            let (_, length) = first_character(name);
-            Some(matches(rest, &name[length..])? && length > 0)
-        }
-        b'[' => {
-            let (character, length) = first_character(name);
-            let (inside, rest) = in_class(rest, character)?;
-            Some(matches(rest, &name[length..])? && inside && length > 0)
-        }
-        b'\\' => {
-            let (escaped, rest) = rest.split_first()?;
-            literal(*escaped, rest, name)
-        }
-        byte => literal(*byte, rest, name),
+            Self::Byte(byte) => return (name.first() == Some(byte)).then_some(1),
+        };
+        (fits && length > 0).then_some(length)
     }
 }
 
-fn literal(byte: u8, rest: &[u8], name: &[u8]) -> Option<bool> {
-    match name.split_first() {
-        Some((first, name)) => Some(matches(rest, name)? && *first == byte),
-        None => matches(rest, name).map(|_| false),
+/// Reads a pattern; none if it is malformed.
+fn parse(mut pattern: &[u8]) -> Option<Vec<Token>> {
+    let mut tokens = Vec::new();
+    while let Some((first, rest)) = pattern.split_first() {
+        let (token, rest) = match first {
+            b'*' => (Token::Star, rest),
+            b'?' => (Token::One, rest),
+            b'[' => class(rest)?,
+            b'\\' => {
+                let (escaped, rest) = rest.split_first()?;
+                (Token::Byte(*escaped), rest)
+            }
+            byte => (Token::Byte(*byte), rest),
+        };
+        tokens.push(token);
+        pattern = rest;
+    }
+    Some(tokens)
+}
+
+/// Whether the whole of `name` matches; none if the pattern is malformed. A star that took too little takes more; only the last one has to, so that this takes
+/// at most pattern × name.
+fn matches(pattern: &[u8], name: &[u8]) -> Option<bool> {
+    let tokens = parse(pattern)?;
+    let (mut token, mut at) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    loop {
+        match tokens.get(token) {
+            Some(Token::Star) => {
+                star = Some((token, at));
+                token += 1;
+                continue;
+            }
+            Some(other) => {
+                if let Some(length) = other.fits(&name[at..]) {
+                    (token, at) = (token + 1, at + length);
+                    continue;
+                }
+            }
+            None if at == name.len() => return Some(true),
+            None => {}
+        }
+        match star {
+            Some((of, taken)) if taken < name.len() => {
+                star = Some((of, taken + 1));
+                (token, at) = (of + 1, taken + 1);
+            }
+            Some(_) | None => return Some(false),
+        }
     }
 }
 
@@ -126,27 +171,25 @@ fn first_character(bytes: &[u8]) -> (char, usize) {
     }
 }
 
-/// Whether `character` is in the class that starts after `[`, and what follows its `]`.
-fn in_class(class: &[u8], character: char) -> Option<(bool, &[u8])> {
+/// The class that starts after `[`, and what follows its `]`.
+fn class(class: &[u8]) -> Option<(Token, &[u8])> {
     let (negated, mut rest) = match class.split_first() {
         Some((b'^', rest)) => (true, rest),
         _ => (false, class),
     };
-    let mut inside = false;
-    let mut first = true;
+    let mut ranges = Vec::new();
     loop {
         if let Some((b']', after)) = rest.split_first()
-            && !first
+            && !ranges.is_empty()
         {
-            return Some((inside != negated, after));
+            return Some((Token::Class(negated, ranges), after));
         }
-        first = false;
         let (low, after) = class_character(rest)?;
         let (high, after) = match after.split_first() {
             Some((b'-', after)) => class_character(after)?,
             _ => (low, after),
         };
-        inside |= (low..=high).contains(&character);
+        ranges.push((low, high));
         rest = after;
     }
 }

@@ -56,12 +56,15 @@ impl<'a> Copier<'a> {
 
     /// Copies what is in the directory `source` into the existing directory `target`; both canonical.
     pub(super) fn contents(&mut self, source: &Path, target: &Path) -> Result<(), CopyError> {
+        // hard links are kept among the files of one source only
+        self.links.clear();
         self.directory(source, target, Path::new(""), &mut Vec::new())
     }
 
     /// Copies one thing that is no directory.
     pub(super) fn one(&mut self, source: &Path, target: &Path) -> Result<(), CopyError> {
         let metadata = look(&self.from.path().join(source)).map_err(failed("look at", source))?;
+        self.links.clear();
         self.entry(source, &metadata, target)
     }
 

@@ -171,7 +171,8 @@ pub struct Plan<'a> {
 /// A stage that is done.
 #[derive(Debug)]
 struct Finished {
-    state: StageState,
+    /// None once the last stage that starts from it has taken it over.
+    state: Option<StageState>,
     files: Files,
 }
 
@@ -256,9 +257,8 @@ impl<'a> Stages<'a> {
     /// The configuration that a finished stage ended with.
     #[must_use]
     pub fn image_of(&self, index: usize) -> Option<ImageConfig> {
-        self.finished
-            .get(&index)
-            .map(|finished| finished.state.image.clone())
+        let state = self.finished.get(&index)?.state.as_ref();
+        state.map(|state| state.image.clone())
     }
 
     /// Builds the stage `index`, if anything needs it; those before it are done. Each change of files is told as soon as nothing writes to it any more.
@@ -311,13 +311,16 @@ impl<'a> Stages<'a> {
         }
         self.seal(&mut current)?;
         let Current { state, below, .. } = current;
-        let files = below;
-        self.finished.insert(index, Finished { state, files });
+        let finished = Finished {
+            state: Some(state),
+            files: below,
+        };
+        self.finished.insert(index, finished);
         Ok(())
     }
 
     fn start<'b>(
-        &self,
+        &mut self,
         index: usize,
         planned: &PlannedStage,
         on_change: &'b mut dyn FnMut(Change),
@@ -333,8 +336,20 @@ impl<'a> Stages<'a> {
                 )
             }
             StageBase::Stage(parent) => {
-                let parent = &self.finished[parent];
-                (parent.state.derive(), parent.files.clone())
+                let later = &self.graph.stages[index + 1..];
+                let base = &planned.base;
+                let is_last = *parent != self.graph.target && later.iter().all(|s| s.base != *base);
+                let finished = self.finished.get_mut(parent);
+                let taken = finished.and_then(|finished| {
+                    let state = match is_last {
+                        true => finished.state.take(),
+                        false => finished.state.clone(),
+                    };
+                    Some((state?.derive(), finished.files.clone()))
+                });
+                taken.ok_or_else(|| BuildError::StageIsGone {
+                    name: planned.name.clone(),
+                })?
             }
             StageBase::Context(name) | StageBase::Image(name) => {
                 let Some(called) = Name::of_base(planned) else {

@@ -1,9 +1,15 @@
 //! Which mount points did we have to make, and how do they vanish again without a trace?
+//!
+//! When they go, the step may have put links where folders were: a way that now leads through a link leads elsewhere, and nothing there is ours to remove.
+//! `/dev`, `/proc` and `/sys` stay, as with other builders: whatever runs the image needs them.
 
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timestamps, openat, statat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timestamps, openat, openat2, statat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 
@@ -101,34 +107,60 @@ impl MountPoints {
                 path: path.clone(),
                 source: errno.into(),
             };
-            let attributes = match statat(root, &path, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(attributes) => attributes,
-                // The step removed it, or put something else in the way: its own doing.
-                Err(Errno::NOENT | Errno::NOTDIR) => continue,
-                Err(errno) => return Err(failed(errno)),
+            let Some(name) = path.file_name() else {
+                continue;
             };
-            let now = times(root, &parent).map_err(failed)?;
-            let removed = match FileType::from_raw_mode(attributes.st_mode) {
-                FileType::Directory => unlinkat(root, &path, AtFlags::REMOVEDIR),
-                FileType::RegularFile if attributes.st_size == 0 => {
-                    unlinkat(root, &path, AtFlags::empty())
-                }
-                _ => continue,
+            let Some(folder) = same_folder(root, &parent).map_err(failed)? else {
+                continue;
             };
-            match removed {
-                Ok(()) => {}
-                // The step put something into it below the mount: its own doing.
-                Err(Errno::NOTEMPTY | Errno::EXIST) => continue,
-                Err(errno) => return Err(failed(errno)),
+            let now = times(&folder, Path::new("")).map_err(failed)?;
+            let kept = KEPT.iter().any(|kept| path == Path::new(kept));
+            if !kept && !remove(&folder, name).map_err(failed)? {
+                continue;
             }
             let restored = if modified(&now) == after { before } else { now };
-            utimensat(root, here(&parent), &restored, AtFlags::empty()).map_err(failed)?;
+            utimensat(&folder, ".", &restored, AtFlags::empty()).map_err(failed)?;
         }
         Ok(())
     }
 }
 
-fn times(root: &Root, path: &Path) -> Result<Timestamps, Errno> {
+/// What every image may have, whoever made it.
+const KEPT: [&str; 3] = ["dev", "proc", "sys"];
+
+/// Removes an empty folder or file; false if there is something else, which is the step's own doing.
+fn remove(folder: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
+    let attributes = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(attributes) => attributes,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(errno) => return Err(errno),
+    };
+    let removed = match FileType::from_raw_mode(attributes.st_mode) {
+        FileType::Directory => unlinkat(folder, name, AtFlags::REMOVEDIR),
+        FileType::RegularFile if attributes.st_size == 0 => {
+            unlinkat(folder, name, AtFlags::empty())
+        }
+        _ => return Ok(false),
+    };
+    match removed {
+        Ok(()) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The folder `path`, unless the way to it has changed.
+fn same_folder(root: &Root, path: &Path) -> Result<Option<OwnedFd>, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let way = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match openat2(root, here(path), flags, Mode::empty(), way) {
+        Ok(folder) => Ok(Some(folder)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn times(root: impl AsFd, path: &Path) -> Result<Timestamps, Errno> {
     let attributes = statat(root, here(path), AtFlags::empty())?;
     let time = |seconds: i64, nanos: u64| rustix::fs::Timespec {
         tv_sec: seconds,

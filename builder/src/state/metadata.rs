@@ -26,11 +26,6 @@ pub(super) fn apply(
         Instruction::Workdir(word) => workdir(state, word),
         Instruction::User(word) => {
             let user = state.expand(word)?;
-            if user.is_empty() {
-                return Err(StateError::Empty {
-                    instruction: "USER",
-                });
-            }
             state.image.config.user.clone_from(&user);
             Ok(format!("USER {user}"))
         }

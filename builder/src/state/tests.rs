@@ -179,7 +179,7 @@ fn what_comes_from_outside_reaches_run_and_never_the_image() {
 fn a_derived_stage_inherits_variables_but_no_triggers() {
     let base = on_scratch("ARG A=1\nENV E=2\nCMD [\"x\"]\nONBUILD RUN y");
     assert_eq!(super::triggers(&base.image), ["RUN y"]);
-    let derived = base.derive();
+    let derived = base.clone().derive();
     assert_eq!(super::triggers(&derived.image), [""; 0]);
     assert_eq!(environment(&derived), ["E=2", "A=1"]);
     assert_eq!(derived.image.config.cmd, Some(vec!["x".to_owned()]));
@@ -188,7 +188,14 @@ fn a_derived_stage_inherits_variables_but_no_triggers() {
 #[test]
 fn an_entrypoint_drops_the_inherited_cmd_and_keeps_the_stages_own() {
     let base = on_scratch("CMD [\"inherited\"]");
-    let cmd = |lines| apply_to(base.derive(), lines).unwrap().0.image.config.cmd;
+    let cmd = |lines| {
+        apply_to(base.clone().derive(), lines)
+            .unwrap()
+            .0
+            .image
+            .config
+            .cmd
+    };
     assert_eq!(cmd("ENTRYPOINT [\"e\"]"), None);
     assert_eq!(
         cmd("CMD [\"own\"]\nENTRYPOINT [\"e\"]"),
@@ -271,7 +278,6 @@ fn what_makes_no_sense_is_refused() {
         ),
         ("STOPSIGNAL SIGNOPE", "invalid signal \"SIGNOPE\""),
         ("STOPSIGNAL 0", "invalid signal \"0\""),
-        ("USER $none", "USER of an empty string"),
         ("VOLUME $none", "VOLUME of an empty string"),
         ("ENV $none=1", "ENV of an empty string"),
         (
