@@ -1,0 +1,1 @@
+echo built > /usr/built; touch /tmp/t
