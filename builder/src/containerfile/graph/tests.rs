@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::parse::parse;
+use super::prune::used_by;
 use super::*;
 
 const FAN: &str = "\
