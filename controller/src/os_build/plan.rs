@@ -6,7 +6,7 @@
 //! | rule | observed | steps | phase afterwards |
 //! | --- | --- | --- | --- |
 //! | deleting-job | deleted, its Job is there | DeleteJob | unchanged |
-//! | deleting-done | deleted; no image, a seeded one, or our part done | DeleteImage (a note of steps), RemoveFinalizer | – |
+//! | deleting-done | deleted; no image, a seeded one, or our part done | RemoveFinalizer | – |
 //! | deleting-retain | deleted, something needs its image, or its registry has failed for long | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-image | deleted, nothing does | DeleteImage, RemoveFinalizer | – |
 //! | deleting-waiting | deleted, the registry can't be asked for now | – | – |
@@ -160,10 +160,10 @@ fn superseded(observed: &Observed, wanted: &str, now: Timestamp) -> Plan {
     {
         steps.push(Step::DeleteJob(job.target.clone()));
     }
-    steps.push(Step::Annotate(vec![(
-        annotation::SUPERSEDED_BY,
-        Some(wanted.to_owned()),
-    )]));
+    steps.extend(annotate(
+        &observed.os_build,
+        &[(annotation::SUPERSEDED_BY, Some(wanted))],
+    ));
     let detail = format!("superseded by MachineOSBuild {wanted}");
     steps.extend(say(observed, Phase::Interrupted, Some(&detail), now));
     steps.push(Step::Tell(Notice::new(Reason::BuildInterrupted, detail)));
