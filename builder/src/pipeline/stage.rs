@@ -4,7 +4,7 @@
 //! don't have.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,131 +14,27 @@ use super::bases::{Name, Outside};
 use super::todo::{Position, Todo};
 use super::{BuildError, BuildSpec, LayerPer};
 use crate::containerfile::graph::{BuildGraph, PlannedStage, Source, StageBase};
-use crate::containerfile::mounts::InvalidMount;
 use crate::containerfile::{Containerfile, Instruction, Located};
-use crate::copy::{CopyError, CopyRequest, InvalidMode, copy, verdict};
-use crate::digest::{Digest, InvalidDigest};
-use crate::error::{Class, Classify};
-use crate::fetch::FetchError;
-use crate::ignore::{self, Ignore, IgnoreError};
+use crate::digest::Digest;
+use crate::ignore::Ignore;
 use crate::image::{History, ImageConfig};
 use crate::progress::{Event, Progress, StepNumber, millis};
 use crate::pull::{PullError, ResolvedImage};
-use crate::root::{Root, RootError};
-use crate::sandbox::{Entered, ExitStatus, RunError};
-use crate::state::{StageState, StateError};
+use crate::sandbox::Entered;
+use crate::state::StageState;
 use crate::unpack::UnpackedLayer;
 
 mod cache;
+mod context;
+mod error;
 mod files;
 mod run;
 mod transfer;
 
+pub use error::StepError;
+use error::{make_folder, scratch};
 pub use files::{Change, Pulling, Unpacked};
 use files::{Files, OpenRoot, View};
-
-/// An instruction that failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// A command that ended badly.
-    #[error("{}", exit_text(*.status))]
-    Exit {
-        /// How.
-        status: ExitStatus,
-        /// Its last lines, oldest first.
-        output: Vec<String>,
-    },
-    /// A command that could not run.
-    #[error(transparent)]
-    Run(#[from] RunError),
-    /// COPY or ADD.
-    #[error(transparent)]
-    Copy(#[from] CopyError),
-    /// Words and metadata.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A path or name in a root file system.
-    #[error(transparent)]
-    Root(#[from] RootError),
-    /// `--chmod`
-    #[error(transparent)]
-    Mode(#[from] InvalidMode),
-    /// `--mount`
-    #[error(transparent)]
-    Mount(#[from] InvalidMount),
-    /// `--exclude`, or the context's ignore file.
-    #[error(transparent)]
-    Ignore(#[from] IgnoreError),
-    /// A secret that the Containerfile requires.
-    #[error("the secret {id:?} is required; give it with --secret id={id},src=FILE")]
-    NoSecret {
-        /// Its id.
-        id: String,
-    },
-    /// A secret that is to be a variable.
-    #[error("the secret {id:?} is no text, so that it can't be the variable {variable}")]
-    SecretIsNoText {
-        /// Its id.
-        id: String,
-        /// Its name.
-        variable: String,
-    },
-    /// `--checksum`
-    #[error("--checksum")]
-    Checksum(#[from] InvalidDigest),
-    /// ADD of a remote file.
-    #[error(transparent)]
-    Fetch(#[from] FetchError),
-    /// A folder in scratch.
-    #[error("{operation} {}", path.display())]
-    Scratch {
-        /// What was tried.
-        operation: &'static str,
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// What the files come from, or the stage's own file system.
-    #[error(transparent)]
-    Files(Box<BuildError>),
-}
-
-impl Classify for StepError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Exit { .. }
-            | Self::Mode(_)
-            | Self::Mount(_)
-            | Self::Checksum(_)
-            | Self::NoSecret { .. }
-            | Self::SecretIsNoText { .. } => Class::CONTENT,
-            Self::Fetch(error) => error.class(),
-            Self::Ignore(error) => error.class(),
-            Self::Run(error) => error.class(),
-            Self::Copy(error) => error.class(),
-            Self::State(error) => error.class(),
-            Self::Root(error) => error.class(),
-            Self::Scratch { .. } => Class::Transient,
-            Self::Files(error) => error.class(),
-        }
-    }
-}
-
-impl From<BuildError> for StepError {
-    fn from(error: BuildError) -> Self {
-        Self::Files(Box::new(error))
-    }
-}
-
-fn exit_text(status: ExitStatus) -> String {
-    match status {
-        ExitStatus::Exited(code) => format!("the command ended with status {code}"),
-        ExitStatus::Signaled(signal) => format!("the command was killed by signal {signal}"),
-        ExitStatus::TimedOut => "the command took too long and was killed".to_owned(),
-    }
-}
-
 /// Layers of an earlier attempt, whose instructions are not run again.
 #[derive(Default)]
 pub struct Earlier {
@@ -444,67 +340,5 @@ impl<'a> Stages<'a> {
             empty_layer: true,
             ..History::default()
         });
-    }
-
-    fn is_directory(&self, source: &Source) -> bool {
-        Name::of_source(source).is_some_and(|name| self.outside.directory(&name).is_some())
-    }
-
-    /// What the context hides.
-    fn ignored(&mut self) -> Result<Option<Arc<Ignore>>, StepError> {
-        if let Some(known) = &self.ignored {
-            return Ok(known.clone());
-        }
-        let mut found = None;
-        for path in ignore::candidates(&self.spec.containerfile, &self.spec.context) {
-            match std::fs::read_to_string(&path) {
-                Ok(text) => {
-                    found = Some(Arc::new(Ignore::parse(&text)?));
-                    break;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(BuildError::ReadFile { path, source }.into()),
-            }
-        }
-        self.ignored = Some(found.clone());
-        Ok(found)
-    }
-
-    /// Where files of `source` are, without those that an ignore file hides.
-    fn visible(&mut self, source: &Source) -> Result<PathBuf, StepError> {
-        if *source != Source::MainContext {
-            return self.view(source);
-        }
-        let Some(ignored) = self.ignored()? else {
-            return self.view(source);
-        };
-        let copied = self.spec.scratch.join("view-context");
-        if !copied.exists() {
-            make_folder(&copied)?;
-            let everything = CopyRequest {
-                sources: vec![".".to_owned()],
-                destination: "/".to_owned(),
-                ..CopyRequest::default()
-            };
-            let rule = |path: &Path, is_directory: bool| verdict(&ignored, path, is_directory);
-            let (from, into) = (Root::open(&self.spec.context)?, Root::open(&copied)?);
-            copy(&everything, &from, Some(&rule), &into)?;
-        }
-        Ok(copied)
-    }
-}
-
-fn make_folder(path: &Path) -> Result<(), StepError> {
-    std::fs::create_dir_all(path).map_err(scratch("make the folder", path))
-}
-
-fn scratch<'a>(
-    operation: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(std::io::Error) -> StepError + 'a {
-    move |source| StepError::Scratch {
-        operation,
-        path: path.to_owned(),
-        source,
     }
 }

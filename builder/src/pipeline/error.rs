@@ -1,0 +1,160 @@
+//! Why was no image made, and whose business is that?
+
+use std::path::PathBuf;
+
+use super::stage::StepError;
+use crate::containerfile::graph::PlanError;
+use crate::containerfile::parse::ParseError;
+use crate::error::{Class, Classify};
+use crate::flat::FlatError;
+use crate::image::ImageError;
+use crate::layer::LayerError;
+use crate::overlay::OverlayError;
+use crate::pull::PullError;
+use crate::reference::InvalidReference;
+use crate::registry::RegistryError;
+use crate::store::StoreError;
+
+/// A build that made no image.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A file that the caller names.
+    #[error("read {}", path.display())]
+    ReadFile {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The Containerfile doesn't parse.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// The Containerfile can't be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The Containerfile asks for something that this builder doesn't do.
+    #[error(
+        "{file}, line {line}, column {column}: {what} is not supported\n  {source_line}\n  {caret:>column$}",
+        caret = '^'
+    )]
+    Unsupported {
+        /// The Containerfile.
+        file: String,
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// Instruction and flag.
+        what: String,
+        /// The instruction as written.
+        source_line: String,
+    },
+    /// A RUN where none can run.
+    #[error("{file}, line {line}: RUN can't be done: {why}\n  {text}")]
+    NoSteps {
+        /// The Containerfile.
+        file: String,
+        /// From 1.
+        line: usize,
+        /// As written.
+        text: String,
+        /// What is missing.
+        why: String,
+    },
+    /// FROM or `--from` names neither stage nor image.
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    /// FROM or `--from` names a context that has no image.
+    #[error("the context {name:?} is no image; give one with --build-context {name}=REFERENCE")]
+    ContextIsNoImage {
+        /// Its name.
+        name: String,
+    },
+    /// Our own mistake.
+    #[error("what the stage {name} starts from was given up too early")]
+    StageIsGone {
+        /// Its name.
+        name: String,
+    },
+    /// An image that the build starts from.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// A place for images.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The image's documents.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// An instruction.
+    #[error("{file}, line {line}: {text}")]
+    Step {
+        /// The Containerfile.
+        file: String,
+        /// From 1.
+        line: usize,
+        /// As written.
+        text: String,
+        /// What went wrong.
+        source: Box<StepError>,
+    },
+    /// A stage's file system.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// The same, without overlays.
+    #[error(transparent)]
+    Flat(#[from] FlatError),
+    /// A stage's layer.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A thread or task of ours ended early.
+    #[error("a part of the build ended early")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Classify for BuildError {
+    fn class(&self) -> Class {
+        match self {
+            Self::ReadFile { .. }
+            | Self::Parse(_)
+            | Self::Unsupported { .. }
+            | Self::ContextIsNoImage { .. } => Class::CONTENT,
+            Self::NoSteps { .. } => Class::RIGHTS,
+            Self::Pull(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Plan(error) => error.class(),
+            Self::Reference(error) => error.class(),
+            Self::Registry(error) => error.class(),
+            Self::Image(error) => error.class(),
+            Self::Step { source, .. } => source.class(),
+            Self::Overlay(error) => error.class(),
+            Self::Flat(error) => error.class(),
+            Self::Layer(error) => error.class(),
+            Self::Task(_) | Self::StageIsGone { .. } => Class::INTERNAL,
+        }
+    }
+}
+
+impl BuildError {
+    /// True if an image that the build starts from, or its registry, is to blame.
+    pub(super) fn is_of_an_image(&self) -> bool {
+        match self {
+            Self::Pull(_) | Self::Store(_) | Self::Registry(_) | Self::Task(_) => true,
+            Self::ReadFile { .. }
+            | Self::Parse(_)
+            | Self::Plan(_)
+            | Self::Unsupported { .. }
+            | Self::NoSteps { .. }
+            | Self::Reference(_)
+            | Self::ContextIsNoImage { .. }
+            | Self::StageIsGone { .. }
+            | Self::Image(_)
+            | Self::Step { .. }
+            | Self::Overlay(_)
+            | Self::Flat(_)
+            | Self::Layer(_) => false,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! How is the end of a build told? Its failure by class and place, its phases by time, its memory.
+
+use std::time::Instant;
+
+use super::error::BuildError;
+use super::stage::StepError;
+use crate::contract::{FailedStep, Failure, PhaseTime};
+use crate::error::{Classify as _, chain};
+use crate::progress::millis;
+use crate::pull::PullError;
+use crate::store::StoreError;
+
+/// What the report says of an error.
+pub(super) fn failure(error: &BuildError) -> Failure {
+    let class = error.class();
+    let refused_by = match error {
+        BuildError::Registry(source)
+        | BuildError::Store(StoreError::Registry(source))
+        | BuildError::Pull(PullError::Store {
+            source: StoreError::Registry(source),
+            ..
+        }) => source.refused_by().map(str::to_owned),
+        _ => None,
+    };
+    let BuildError::Step {
+        file,
+        line,
+        text,
+        source,
+    } = error
+    else {
+        return Failure {
+            class,
+            message: chain(error),
+            refused_by,
+            step: None,
+        };
+    };
+    let (exit_status, output) = match &**source {
+        StepError::Exit { status, output } => (Some(status.code()), output.clone()),
+        _ => (None, Vec::new()),
+    };
+    Failure {
+        class,
+        // the place is told by the step
+        message: chain(&**source),
+        refused_by,
+        step: Some(FailedStep {
+            file: file.clone(),
+            line: *line,
+            text: text.clone(),
+            exit_status,
+            output,
+        }),
+    }
+}
+
+/// Largest resident set of this process so far.
+pub(super) fn peak_rss_bytes() -> u64 {
+    // SAFETY: getrusage only writes to the struct it is given, for which all zeros is a valid value.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    // Linux counts in KiB.
+    u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024
+}
+
+/// How long each part of the build took.
+#[derive(Default)]
+pub(super) struct Phases {
+    done: Vec<PhaseTime>,
+    current: Option<(&'static str, Instant)>,
+}
+
+impl Phases {
+    /// Ends the present phase, and begins another.
+    pub(super) fn begin(&mut self, name: &'static str) {
+        self.end();
+        self.current = Some((name, Instant::now()));
+    }
+
+    fn end(&mut self) {
+        if let Some((name, began)) = self.current.take() {
+            let millis = millis(began.elapsed());
+            self.done.push(PhaseTime {
+                name: name.to_owned(),
+                millis,
+            });
+        }
+    }
+
+    /// All, in order.
+    pub(super) fn finish(mut self) -> Vec<PhaseTime> {
+        self.end();
+        self.done
+    }
+}

@@ -1,0 +1,131 @@
+//! Why did an instruction fail, and whose business is that?
+
+use std::path::{Path, PathBuf};
+
+use crate::containerfile::mounts::InvalidMount;
+use crate::copy::{CopyError, InvalidMode};
+use crate::digest::InvalidDigest;
+use crate::error::{Class, Classify};
+use crate::fetch::FetchError;
+use crate::ignore::IgnoreError;
+use crate::pipeline::BuildError;
+use crate::root::RootError;
+use crate::sandbox::{ExitStatus, RunError};
+use crate::state::StateError;
+
+/// An instruction that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// A command that ended badly.
+    #[error("{}", exit_text(*.status))]
+    Exit {
+        /// How.
+        status: ExitStatus,
+        /// Its last lines, oldest first.
+        output: Vec<String>,
+    },
+    /// A command that could not run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// COPY or ADD.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// Words and metadata.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A path or name in a root file system.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// `--chmod`
+    #[error(transparent)]
+    Mode(#[from] InvalidMode),
+    /// `--mount`
+    #[error(transparent)]
+    Mount(#[from] InvalidMount),
+    /// `--exclude`, or the context's ignore file.
+    #[error(transparent)]
+    Ignore(#[from] IgnoreError),
+    /// A secret that the Containerfile requires.
+    #[error("the secret {id:?} is required; give it with --secret id={id},src=FILE")]
+    NoSecret {
+        /// Its id.
+        id: String,
+    },
+    /// A secret that is to be a variable.
+    #[error("the secret {id:?} is no text, so that it can't be the variable {variable}")]
+    SecretIsNoText {
+        /// Its id.
+        id: String,
+        /// Its name.
+        variable: String,
+    },
+    /// `--checksum`
+    #[error("--checksum")]
+    Checksum(#[from] InvalidDigest),
+    /// ADD of a remote file.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// A folder in scratch.
+    #[error("{operation} {}", path.display())]
+    Scratch {
+        /// What was tried.
+        operation: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// What the files come from, or the stage's own file system.
+    #[error(transparent)]
+    Files(Box<BuildError>),
+}
+
+impl Classify for StepError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Exit { .. }
+            | Self::Mode(_)
+            | Self::Mount(_)
+            | Self::Checksum(_)
+            | Self::NoSecret { .. }
+            | Self::SecretIsNoText { .. } => Class::CONTENT,
+            Self::Fetch(error) => error.class(),
+            Self::Ignore(error) => error.class(),
+            Self::Run(error) => error.class(),
+            Self::Copy(error) => error.class(),
+            Self::State(error) => error.class(),
+            Self::Root(error) => error.class(),
+            Self::Scratch { .. } => Class::Transient,
+            Self::Files(error) => error.class(),
+        }
+    }
+}
+
+impl From<BuildError> for StepError {
+    fn from(error: BuildError) -> Self {
+        Self::Files(Box::new(error))
+    }
+}
+
+fn exit_text(status: ExitStatus) -> String {
+    match status {
+        ExitStatus::Exited(code) => format!("the command ended with status {code}"),
+        ExitStatus::Signaled(signal) => format!("the command was killed by signal {signal}"),
+        ExitStatus::TimedOut => "the command took too long and was killed".to_owned(),
+    }
+}
+
+pub(super) fn make_folder(path: &Path) -> Result<(), StepError> {
+    std::fs::create_dir_all(path).map_err(scratch("make the folder", path))
+}
+
+pub(super) fn scratch<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(std::io::Error) -> StepError + 'a {
+    move |source| StepError::Scratch {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
