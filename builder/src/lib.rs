@@ -14,7 +14,7 @@
 //! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`tee`], [`pull`], [`unpack`] |
 //! | where do a stage's writes go, and how does a step run? | [`overlay`], [`flat`], [`root`], [`copy`], [`fetch`], [`sandbox`] |
 //! | how do changes become a layer? | [`layer`] |
-//! | in which order? who watches? who is told? | [`pipeline`], [`progress`], [`contract`], [`error`] |
+//! | in which order? who watches? who is told? | [`pipeline`], [`stop`], [`progress`], [`contract`], [`error`] |
 //!
 //! Pure modules decide, modules named for their effect touch the world; nothing here knows Kubernetes.
 
@@ -43,6 +43,7 @@ pub mod registry;
 pub mod root;
 pub mod sandbox;
 pub mod state;
+pub mod stop;
 pub mod store;
 pub mod tee;
 pub mod unpack;

@@ -9,7 +9,7 @@
 //!
 //! * Nothing runs before the whole file is parsed, planned and checked for what this builder doesn't do.
 //! * A stage (or, with [`LayerPer::Step`], a step) makes at most one layer, and none if it changed no file.
-//! * Steps run on the calling thread, one after the other; uploads go on beside them.
+//! * Stages that need nothing of each other run at the same time, each on a thread of its own; uploads go on beside them. The first failure stops all.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +22,8 @@ use crate::contract::{BUILD_UID_ANNOTATION, BuildReport, Outcome, REPORT_VERSION
 use crate::error::{Class, Classify};
 use crate::image::Image;
 use crate::progress::{Event, Progress, millis};
-use crate::sandbox::Entered;
+use crate::sandbox::{Entered, Storage};
+use crate::stop::Stop;
 use crate::tee::Fed;
 use attempt::{Note, inputs};
 use bases::{Outside, lowest_base};
@@ -41,6 +42,7 @@ mod error;
 mod layers;
 mod outcome;
 pub mod report;
+mod schedule;
 mod spec;
 pub mod stage;
 pub mod target;
@@ -159,10 +161,11 @@ async fn attempt(
         outside: &outside,
         todo: &todo,
     };
+    let stop = Arc::new(Stop::new().map_err(BuildError::Stop)?);
     let (pulls, fed) = start_pulls(planned, entered, progress);
     let base = base_of_target(&graph, &outside)?;
     let base_layers = ensure_base(spec.push.clone(), base, fed, Arc::clone(progress));
-    let base_layers = tokio::spawn(base_layers);
+    let base_layers = tokio::spawn(stopping(Arc::clone(&stop), base_layers));
     let needs_files = |index| todo.needs_files(&file, &graph, index);
     let (done, earlier) = match left {
         Some(left) => {
@@ -179,20 +182,34 @@ async fn attempt(
     let sent_before = done.len();
 
     phases.begin("steps");
-    let mut stages = Stages::new(planned, earlier, pulls, entered, progress);
+    let stages = Stages::new(planned, earlier, pulls, entered, progress, &stop);
     let ancestors = ancestors(&graph, graph.target);
-    let layers = Layers::after(done, note);
-    for index in 0..graph.stages.len() {
+    let layers = Layers::after(done, note, Arc::clone(&stop));
+    let runtime = tokio::runtime::Handle::current();
+    let build = |index: usize| {
+        let _known = runtime.enter();
         let in_image = ancestors.contains(&index);
         let name = &graph.stages[index].name;
-        let mut on_change = |change: Change| {
+        let on_change = |change: Change| {
             if in_image {
                 layers.start(spec, name, change, progress);
             }
         };
-        // Blocks this thread only; uploads go on in the runtime's own.
-        let built = tokio::task::block_in_place(|| stages.build(index, &mut on_change));
-        if let Err(error) = built {
+        stages.build(index, &on_change)
+    };
+    let most = stages_at_once(entered);
+    // Blocks this thread only; uploads go on in the runtime's own.
+    let built =
+        tokio::task::block_in_place(|| schedule::run(todo.needs(&graph), most, &stop, build));
+    match built {
+        Ok(()) => {}
+        // The uploads know why.
+        Err(BuildError::Stopped) => {
+            base_layers.await??;
+            layers.finish().await?;
+            return Err(BuildError::Stopped);
+        }
+        Err(error) => {
             layers.abandon().await;
             return Err(error);
         }
@@ -239,6 +256,15 @@ async fn attempt(
         sent_bytes,
         already_there: false,
     })
+}
+
+/// Steps compile, or wait for a network: two even on one processor, and not so many that they only get into each other's way. Where stages share one tree, one.
+fn stages_at_once(entered: Entered) -> usize {
+    match entered.tier.storage() {
+        Storage::Flat => 1,
+        Storage::Overlay => std::thread::available_parallelism()
+            .map_or(2, |processors| processors.get().clamp(2, 8)),
+    }
 }
 
 fn read_file(spec: &BuildSpec) -> Result<Containerfile, BuildError> {
@@ -292,6 +318,18 @@ fn base_image(graph: &BuildGraph, outside: &Outside) -> Result<Image, BuildError
     Ok(base_of_target(graph, outside)?
         .map(|base| base.image)
         .unwrap_or_default())
+}
+
+/// The work of a part of the build that stops the others when it fails.
+async fn stopping<T>(
+    stop: Arc<Stop>,
+    work: impl Future<Output = Result<T, BuildError>>,
+) -> Result<T, BuildError> {
+    let result = work.await;
+    if result.is_err() {
+        stop.say();
+    }
+    result
 }
 
 async fn ensure_base(

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::containerfile::Network;
+use crate::stop::Stop;
 
 mod enter;
 mod kernel;
@@ -76,6 +77,8 @@ pub struct RunSpec<'a> {
     pub files: Vec<(PathBuf, Vec<u8>)>,
     /// The step and all it started is killed after this time.
     pub timeout: Option<Duration>,
+    /// The same once this is said.
+    pub stop: &'a Stop,
 }
 
 /// One mount of a step.

@@ -173,6 +173,11 @@ impl Outside {
         needed.into_iter().filter_map(image).collect()
     }
 
+    /// Every image.
+    pub fn image_names(&self) -> impl Iterator<Item = &Name> {
+        self.images.keys()
+    }
+
     /// Each image by name and digest.
     pub fn digests(&self) -> impl Iterator<Item = (&str, Digest)> {
         let images = self.images.iter();

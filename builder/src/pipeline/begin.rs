@@ -1,13 +1,13 @@
 //! What is fetched while the first steps run? Images whose files are needed, and the layers that an earlier attempt has left.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::attempt::{Done, Left};
 use super::bases::{Name, lowest_base};
 use super::spec::BuildSpec;
-use super::stage::{self, Earlier, Pulling, Unpacked};
+use super::stage::{self, Earlier, EarlierPull, Pulling, Unpacked};
 use super::todo::Position;
 use crate::containerfile::graph::BuildGraph;
 use crate::flat::{FlatRoot, merge};
@@ -89,7 +89,7 @@ pub(super) fn go_on(
             let digest = image.digest;
             let pull =
                 async move { unpack_layers(&image, &scratch, entered.xattrs, Vec::new()).await };
-            earlier.pulling = Some((digest, tokio::spawn(pull)));
+            earlier.pulling = Mutex::new(EarlierPull::Running(digest, tokio::spawn(pull)));
         }
         Storage::Overlay => {}
         Storage::Flat => earlier.image = Some(image),

@@ -76,6 +76,12 @@ pub enum BuildError {
         /// Its name.
         name: String,
     },
+    /// Another stage has failed, and that is the error to tell.
+    #[error("another stage of the build has failed")]
+    Stopped,
+    /// This process has no descriptor left for it.
+    #[error("prepare to stop stages")]
+    Stop(#[source] std::io::Error),
     /// An image that the build starts from.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -132,7 +138,8 @@ impl Classify for BuildError {
             Self::Overlay(error) => error.class(),
             Self::Flat(error) => error.class(),
             Self::Layer(error) => error.class(),
-            Self::Task(_) | Self::StageIsGone { .. } => Class::INTERNAL,
+            Self::Task(_) | Self::StageIsGone { .. } | Self::Stop(_) => Class::INTERNAL,
+            Self::Stopped => Class::Transient,
         }
     }
 }
@@ -141,7 +148,12 @@ impl BuildError {
     /// True if an image that the build starts from, or its registry, is to blame.
     pub(super) fn is_of_an_image(&self) -> bool {
         match self {
-            Self::Pull(_) | Self::Store(_) | Self::Registry(_) | Self::Task(_) => true,
+            Self::Pull(_)
+            | Self::Store(_)
+            | Self::Registry(_)
+            | Self::Task(_)
+            | Self::Stop(_)
+            | Self::Stopped => true,
             Self::ReadFile { .. }
             | Self::Parse(_)
             | Self::Plan(_)

@@ -10,31 +10,34 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::{Done, Note};
 use super::stage::Change;
 use super::todo::Position;
-use super::{BuildError, BuildSpec};
+use super::{BuildError, BuildSpec, stopping};
 use crate::digest::Digest;
 use crate::error::chain;
 use crate::image::Descriptor;
 use crate::layer::LayerDescriptor;
 use crate::progress::{Event, Progress, millis};
+use crate::stop::Stop;
 
 type Running = (Position, JoinHandle<Result<LayerDescriptor, BuildError>>);
 
 /// The layers of the image, on their way.
 pub struct Layers {
     running: mpsc::UnboundedSender<Running>,
-    stop: CancellationToken,
+    abandoned: CancellationToken,
+    stop: Arc<Stop>,
     collector: JoinHandle<Result<Vec<Done>, BuildError>>,
 }
 
 impl Layers {
-    /// After those of an earlier attempt. With a note, and the digest of the build's inputs, each layer is noted.
+    /// After those of an earlier attempt. With a note, and the digest of the build's inputs, each layer is noted. One that fails says `stop`.
     #[must_use]
-    pub fn after(earlier: Vec<Done>, note: Option<(Arc<Note>, Digest)>) -> Self {
+    pub fn after(earlier: Vec<Done>, note: Option<(Arc<Note>, Digest)>, stop: Arc<Stop>) -> Self {
         let (running, receiver) = mpsc::unbounded_channel();
-        let stop = CancellationToken::new();
-        let collector = tokio::spawn(collect(earlier, receiver, note, stop.clone()));
+        let abandoned = CancellationToken::new();
+        let collector = tokio::spawn(collect(earlier, receiver, note, abandoned.clone()));
         Self {
             running,
+            abandoned,
             stop,
             collector,
         }
@@ -49,7 +52,7 @@ impl Layers {
             changes,
             reader,
         } = change;
-        let layer = tokio::spawn(async move {
+        let layer = stopping(Arc::clone(&self.stop), async move {
             let began = Instant::now();
             let layer = target.push_layer(changes, options).await?;
             drop(reader);
@@ -62,6 +65,7 @@ impl Layers {
             });
             Ok(layer)
         });
+        let layer = tokio::spawn(layer);
         // A collector that has ended did so with an error, which `finish` tells.
         let _ended = self.running.send((after, layer));
     }
@@ -69,7 +73,7 @@ impl Layers {
     /// Waits for no more layers: the build has failed, and that is the error to tell. Once this is done, no note is written any more.
     pub async fn abandon(self) {
         drop(self.running);
-        self.stop.cancel();
+        self.abandoned.cancel();
         if let Ok(Err(error)) = self.collector.await {
             tracing::debug!(error = %chain(&error), "a layer of a failed build failed");
         }
@@ -89,13 +93,13 @@ async fn collect(
     earlier: Vec<Done>,
     mut running: mpsc::UnboundedReceiver<Running>,
     mut note: Option<(Arc<Note>, Digest)>,
-    stop: CancellationToken,
+    abandoned: CancellationToken,
 ) -> Result<Vec<Done>, BuildError> {
     let mut done = earlier;
     while let Some((after, layer)) = running.recv().await {
         let layer = tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            () = abandoned.cancelled() => break,
             layer = layer => layer??,
         };
         done.push(Done {

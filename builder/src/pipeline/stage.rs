@@ -4,8 +4,10 @@
 //! don't have.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::task::JoinHandle;
@@ -22,6 +24,7 @@ use crate::progress::{Event, Progress, StepNumber, millis};
 use crate::pull::{PullError, ResolvedImage};
 use crate::sandbox::Entered;
 use crate::state::StageState;
+use crate::stop::Stop;
 use crate::unpack::UnpackedLayer;
 
 mod cache;
@@ -32,7 +35,7 @@ mod run;
 mod transfer;
 
 pub use error::StepError;
-use error::{make_folder, scratch};
+use error::make_folder;
 pub use files::{Change, Pulling, Unpacked};
 use files::{Files, OpenRoot, View};
 /// Layers of an earlier attempt, whose instructions are not run again.
@@ -41,13 +44,22 @@ pub struct Earlier {
     /// Where their files are, or will be, by what made them.
     pub directories: BTreeMap<Position, PathBuf>,
     /// On their way, if any instruction needs them; where there are overlays.
-    pub pulling: Option<EarlierPull>,
+    pub pulling: Mutex<EarlierPull>,
     /// What they are pulled as; where there are none.
     pub image: Option<ResolvedImage>,
 }
 
-/// Layers on their way, of the image with this digest.
-pub type EarlierPull = (Digest, JoinHandle<Result<Vec<UnpackedLayer>, PullError>>);
+/// Layers of an earlier attempt on their way.
+#[derive(Default)]
+pub enum EarlierPull {
+    /// Of the image with this digest.
+    Running(Digest, JoinHandle<Result<Vec<UnpackedLayer>, PullError>>),
+    /// They won't come; another stage has told why.
+    Failed,
+    /// Nothing is awaited any more.
+    #[default]
+    Over,
+}
 
 /// All that is known before the first instruction runs.
 #[derive(Clone, Copy)]
@@ -69,10 +81,15 @@ pub struct Plan<'a> {
 struct Finished {
     /// None once the last stage that starts from it has taken it over.
     state: Option<StageState>,
+    /// Stages that are still to start from it, and the image itself.
+    uses: usize,
     files: Files,
 }
 
-/// All stages of a build, as far as they are done.
+/// Told of changes as soon as nothing writes to them any more.
+pub type OnChange<'a> = dyn Fn(Change) + Sync + 'a;
+
+/// All stages of a build, as far as they are done. Several may be built at once, on threads of their own.
 pub struct Stages<'a> {
     spec: &'a BuildSpec,
     file: &'a Containerfile,
@@ -80,18 +97,23 @@ pub struct Stages<'a> {
     outside: &'a Outside,
     todo: &'a Todo,
     earlier: Earlier,
-    pulls: BTreeMap<Name, Pulling>,
+    /// Of every image.
+    pulls: BTreeMap<Name, Mutex<Pulling>>,
     entered: Entered,
     progress: &'a Arc<Progress>,
+    /// Said when one of them has failed.
+    stop: &'a Stop,
     /// RFC 3339; of the image and its history.
     pub created: String,
-    finished: BTreeMap<usize, Finished>,
+    finished: Mutex<BTreeMap<usize, Finished>>,
     /// What the context hides, once it is known.
-    ignored: Option<Option<Arc<Ignore>>>,
+    ignored: Mutex<Option<Option<Arc<Ignore>>>>,
+    /// Whether there is a copy of the context without what it hides.
+    context_is_copied: Mutex<bool>,
     /// Roots that files were taken from.
-    views: BTreeMap<String, View>,
-    /// Roots with layers of an earlier attempt, where there are no overlays.
-    earlier_roots: usize,
+    views: Mutex<BTreeMap<String, View>>,
+    /// In scratch so far, for views and the like.
+    folders: AtomicUsize,
 }
 
 /// The stage that is being built.
@@ -106,7 +128,7 @@ struct Current<'a> {
     /// Instructions that are done, the present one included.
     after: Position,
     number: StepNumber,
-    on_change: &'a mut dyn FnMut(Change),
+    on_change: &'a OnChange<'a>,
 }
 
 impl<'a> Stages<'a> {
@@ -114,9 +136,10 @@ impl<'a> Stages<'a> {
     pub fn new(
         plan: Plan<'a>,
         earlier: Earlier,
-        pulls: BTreeMap<Name, Pulling>,
+        mut pulls: BTreeMap<Name, Pulling>,
         entered: Entered,
         progress: &'a Arc<Progress>,
+        stop: &'a Stop,
     ) -> Self {
         let Plan {
             spec,
@@ -132,6 +155,10 @@ impl<'a> Stages<'a> {
             }
             None => jiff::Timestamp::now(),
         };
+        let pulls = outside.image_names().map(|name| {
+            let pulling = pulls.remove(name).unwrap_or(Pulling::NotBegun);
+            (name.clone(), Mutex::new(pulling))
+        });
         Self {
             spec,
             file,
@@ -139,30 +166,48 @@ impl<'a> Stages<'a> {
             outside,
             todo,
             earlier,
-            pulls,
+            pulls: pulls.collect(),
             entered,
             progress,
+            stop,
             created: created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            finished: BTreeMap::new(),
-            views: BTreeMap::new(),
-            earlier_roots: 0,
-            ignored: None,
+            finished: Mutex::default(),
+            ignored: Mutex::default(),
+            context_is_copied: Mutex::default(),
+            views: Mutex::default(),
+            folders: AtomicUsize::new(0),
         }
     }
 
     /// The configuration that a finished stage ended with.
     #[must_use]
     pub fn image_of(&self, index: usize) -> Option<ImageConfig> {
-        let state = self.finished.get(&index)?.state.as_ref();
+        let finished = lock(&self.finished);
+        let state = finished.get(&index)?.state.as_ref();
         state.map(|state| state.image.clone())
     }
 
-    /// Builds the stage `index`, if anything needs it; those before it are done. Each change of files is told as soon as nothing writes to it any more.
-    pub fn build(
-        &mut self,
-        index: usize,
-        on_change: &mut dyn FnMut(Change),
-    ) -> Result<(), BuildError> {
+    /// How many stages that are to be built start from the stage, one more if it is the image.
+    fn uses(&self, index: usize) -> usize {
+        let stages = self.graph.stages.iter().enumerate();
+        let derived = stages.filter(|(other, stage)| {
+            stage.base == StageBase::Stage(index) && self.todo.first(*other).is_some()
+        });
+        derived.count() + usize::from(index == self.graph.target)
+    }
+
+    /// Waits for something outside of this thread, unless the build is stopped.
+    fn wait<F: Future>(&self, future: F) -> Result<F::Output, BuildError> {
+        let runtime = tokio::runtime::Handle::current();
+        let output = runtime.block_on(self.stop.or(future));
+        output.ok_or(BuildError::Stopped)
+    }
+
+    /// Builds the stage `index`, if anything needs it; those that it needs are done. Blocks; the calling thread knows the runtime.
+    ///
+    /// # Errors
+    /// What went wrong; [`BuildError::Stopped`] if something did in another stage.
+    pub fn build(&self, index: usize, on_change: &OnChange<'_>) -> Result<(), BuildError> {
         let Some(first) = self.todo.first(index) else {
             return Ok(());
         };
@@ -196,6 +241,9 @@ impl<'a> Stages<'a> {
                 self.replay(&mut current, located).map_err(failed)?;
                 continue;
             }
+            if self.stop.is_said() {
+                return Err(BuildError::Stopped);
+            }
             self.progress.tell(&Event::Step { number, text });
             let began = Instant::now();
             self.step(&mut current, located, &planned.sources[step])
@@ -209,17 +257,18 @@ impl<'a> Stages<'a> {
         let Current { state, below, .. } = current;
         let finished = Finished {
             state: Some(state),
+            uses: self.uses(index),
             files: below,
         };
-        self.finished.insert(index, finished);
+        lock(&self.finished).insert(index, finished);
         Ok(())
     }
 
     fn start<'b>(
-        &mut self,
+        &self,
         index: usize,
         planned: &PlannedStage,
-        on_change: &'b mut dyn FnMut(Change),
+        on_change: &'b OnChange<'b>,
     ) -> Result<Current<'b>, BuildError> {
         let scope = self.graph.scope.clone();
         let (state, below) = match &planned.base {
@@ -232,14 +281,12 @@ impl<'a> Stages<'a> {
                 )
             }
             StageBase::Stage(parent) => {
-                let later = &self.graph.stages[index + 1..];
-                let base = &planned.base;
-                let is_last = *parent != self.graph.target && later.iter().all(|s| s.base != *base);
-                let finished = self.finished.get_mut(parent);
-                let taken = finished.and_then(|finished| {
-                    let state = match is_last {
-                        true => finished.state.take(),
-                        false => finished.state.clone(),
+                let mut finished = lock(&self.finished);
+                let taken = finished.get_mut(parent).and_then(|finished| {
+                    finished.uses = finished.uses.saturating_sub(1);
+                    let state = match finished.uses {
+                        0 => finished.state.take(),
+                        _ => finished.state.clone(),
                     };
                     Some((state?.derive(), finished.files.clone()))
                 });
@@ -277,7 +324,7 @@ impl<'a> Stages<'a> {
     }
 
     fn step(
-        &mut self,
+        &self,
         current: &mut Current<'_>,
         located: &Located<Instruction>,
         sources: &[Source],
@@ -320,7 +367,7 @@ impl<'a> Stages<'a> {
 
     /// An instruction whose changes are a layer already.
     fn replay(
-        &mut self,
+        &self,
         current: &mut Current<'_>,
         located: &Located<Instruction>,
     ) -> Result<(), StepError> {
@@ -341,4 +388,9 @@ impl<'a> Stages<'a> {
             ..History::default()
         });
     }
+}
+
+/// What a thread left that panicked is as good as anything: that build has failed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

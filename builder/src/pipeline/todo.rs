@@ -1,6 +1,8 @@
 //! Which instructions does this attempt run? All that the target needs, without those that an earlier attempt has finished; pure.
 
-use crate::containerfile::graph::{BuildGraph, Source, StageBase};
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::containerfile::graph::{BuildGraph, PlannedStage, Source, StageBase};
 use crate::containerfile::{Containerfile, Instruction};
 
 /// A place between two instructions of the stages that the target derives from: all before it is done.
@@ -50,6 +52,26 @@ impl Todo {
     #[must_use]
     pub fn first(&self, stage: usize) -> Option<usize> {
         self.0.get(stage).copied().flatten()
+    }
+
+    /// By stage that is built, the stages that must be done before: what it starts from, and what its instructions take files from.
+    #[must_use]
+    pub fn needs(&self, graph: &BuildGraph) -> BTreeMap<usize, BTreeSet<usize>> {
+        let built = graph.stages.iter().enumerate();
+        let built = built.filter_map(|(index, stage)| Some((index, stage, self.first(index)?)));
+        let needs = |(index, stage, first): (usize, &PlannedStage, usize)| {
+            let mut needs = BTreeSet::new();
+            if let StageBase::Stage(parent) = stage.base {
+                needs.insert(parent);
+            }
+            for source in stage.sources[first..].iter().flatten() {
+                if let Source::Stage(other) = source {
+                    needs.insert(*other);
+                }
+            }
+            (index, needs)
+        };
+        built.map(needs).collect()
     }
 
     /// Where the instructions that run take files from.
@@ -117,18 +139,53 @@ mod tests {
         };
         let graph = graph::plan(&file, &options).unwrap();
         let at = |stage, step| Some(Position { stage, step });
-        for (done, first, files) in [
-            (None, [Some(0), Some(0), Some(0)], [true, true, true]),
-            (at(1, 1), [Some(0), Some(1), Some(0)], [true, true, true]),
-            (at(1, 2), [Some(0), Some(2), Some(0)], [true, false, true]),
-            (at(2, 1), [Some(0), Some(2), Some(1)], [true, false, true]),
-            (at(2, 2), [None, Some(2), Some(2)], [false, false, true]),
-            (at(2, 3), [None, Some(2), Some(3)], [false, false, false]),
+        for (done, first, files, before) in [
+            (
+                None,
+                [Some(0), Some(0), Some(0)],
+                [true, true, true],
+                vec![(0, vec![]), (1, vec![0]), (2, vec![0, 1])],
+            ),
+            (
+                at(1, 1),
+                [Some(0), Some(1), Some(0)],
+                [true, true, true],
+                vec![(0, vec![]), (1, vec![]), (2, vec![0, 1])],
+            ),
+            (
+                at(1, 2),
+                [Some(0), Some(2), Some(0)],
+                [true, false, true],
+                vec![(0, vec![]), (1, vec![]), (2, vec![0, 1])],
+            ),
+            (
+                at(2, 1),
+                [Some(0), Some(2), Some(1)],
+                [true, false, true],
+                vec![(0, vec![]), (1, vec![]), (2, vec![0, 1])],
+            ),
+            (
+                at(2, 2),
+                [None, Some(2), Some(2)],
+                [false, false, true],
+                vec![(1, vec![]), (2, vec![1])],
+            ),
+            (
+                at(2, 3),
+                [None, Some(2), Some(3)],
+                [false, false, false],
+                vec![(1, vec![]), (2, vec![1])],
+            ),
         ] {
             let todo = Todo::after(&graph, done);
             assert_eq!(todo, Todo(first.to_vec()), "{done:?}");
             let needs = [0, 1, 2].map(|stage| todo.needs_files(&file, &graph, stage));
             assert_eq!(needs, files, "{done:?}");
+            let order = todo.needs(&graph);
+            let order = order
+                .into_iter()
+                .map(|(stage, needs)| (stage, Vec::from_iter(needs)));
+            assert_eq!(Vec::from_iter(order), before, "{done:?}");
         }
     }
 }

@@ -17,6 +17,7 @@ use super::step::{INTERNAL_RUN_STEP, StepOrder, StepReport};
 use super::{ExitStatus, MountSpec, RunSpec, StepMount};
 use crate::error::{Class, Classify};
 use crate::root::{Root, RootError};
+use crate::stop::Stop;
 
 /// A step could not be started or followed.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,9 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// We killed it, since another part of the build has failed.
+    #[error("stopped, since another part of the build has failed")]
+    Stopped,
     /// It ended without saying how the step ended.
     #[error("the step's process was killed from outside ({0})")]
     Killed(std::process::ExitStatus),
@@ -65,8 +69,8 @@ impl Classify for RunError {
             Self::NoCommand | Self::NoWorkdir(_) | Self::Program { .. } => Class::CONTENT,
             Self::Root(error) => error.class(),
             Self::Prepare { .. } | Self::Helper { .. } => Class::INTERNAL,
-            // The kernel's out-of-memory killer, or an eviction.
-            Self::Killed(_) => Class::Transient,
+            // The kernel's out-of-memory killer, or an eviction; and what is never told.
+            Self::Killed(_) | Self::Stopped => Class::Transient,
         }
     }
 }
@@ -114,10 +118,11 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
         stdin: spec.stdin.clone(),
     };
     let mount_points = MountPoints::make(&root, &wanted_mount_points(spec)?)?;
-    let result = follow(&order, spec.timeout, output);
+    let result = follow(&order, spec.timeout, spec.stop, output);
     mount_points.remove(&root)?;
     match result? {
-        Ended::TimedOut => Ok(ExitStatus::TimedOut),
+        Ended::Cut(Cut::TimedOut) => Ok(ExitStatus::TimedOut),
+        Ended::Cut(Cut::Stopped) => Err(RunError::Stopped),
         Ended::Reported(StepReport::Exited(code)) => Ok(ExitStatus::Exited(code)),
         Ended::Reported(StepReport::Signaled(signal)) => Ok(ExitStatus::Signaled(signal)),
         Ended::Reported(StepReport::ProgramFailed { program, errno }) => Err(RunError::Program {
@@ -172,13 +177,14 @@ fn wanted_mount_points(spec: &RunSpec<'_>) -> Result<Vec<(PathBuf, Shape)>, RunE
 
 enum Ended {
     Reported(StepReport),
-    TimedOut,
+    Cut(Cut),
     Killed(std::process::ExitStatus),
 }
 
 fn follow(
     order: &StepOrder,
     timeout: Option<Duration>,
+    stop: &Stop,
     output: &mut dyn FnMut(&str),
 ) -> Result<Ended, RunError> {
     let failed = |operation| move |source| RunError::Helper { operation, source };
@@ -195,15 +201,15 @@ fn follow(
         .spawn()
         .map_err(failed("start"))?;
     let followed = feed(&mut child, &order)
-        .and_then(|()| follow_pipes(&mut child, lines, report, timeout, output));
+        .and_then(|()| follow_pipes(&mut child, lines, report, (timeout, stop), output));
     if followed.is_err() {
         // It may have ended already; waiting below tells.
         let _ = child.kill();
     }
     let status = child.wait().map_err(failed("wait for"))?;
-    let Followed { report, timed_out } = followed.map_err(failed("follow"))?;
-    if timed_out {
-        return Ok(Ended::TimedOut);
+    let Followed { report, cut } = followed.map_err(failed("follow"))?;
+    if let Some(cut) = cut {
+        return Ok(Ended::Cut(cut));
     }
     let first_line = report
         .split(|byte| *byte == b'\n')
@@ -222,7 +228,14 @@ fn feed(child: &mut Child, order: &[u8]) -> io::Result<()> {
 
 struct Followed {
     report: Vec<u8>,
-    timed_out: bool,
+    cut: Option<Cut>,
+}
+
+/// Why we killed it.
+#[derive(Clone, Copy)]
+enum Cut {
+    TimedOut,
+    Stopped,
 }
 
 /// Reads both pipes to their ends, which come when the last process of the step is gone.
@@ -230,23 +243,29 @@ fn follow_pipes(
     child: &mut Child,
     mut lines: PipeReader,
     mut report: PipeReader,
-    timeout: Option<Duration>,
+    (timeout, stop): (Option<Duration>, &Stop),
     output: &mut dyn FnMut(&str),
 ) -> io::Result<Followed> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut followed = Followed {
         report: Vec::new(),
-        timed_out: false,
+        cut: None,
     };
     let mut splitter = Lines::default();
     let mut buffer = vec![0; 64 * 1024];
     let (mut lines_open, mut report_open) = (true, true);
     while lines_open || report_open {
         let left = deadline
-            .filter(|_| !followed.timed_out)
+            .filter(|_| followed.cut.is_none())
             .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left == Some(Duration::ZERO) {
-            followed.timed_out = true;
+        let cut = match (followed.cut, left) {
+            (Some(_), _) => None,
+            (None, _) if stop.is_said() => Some(Cut::Stopped),
+            (None, Some(Duration::ZERO)) => Some(Cut::TimedOut),
+            (None, _) => None,
+        };
+        if cut.is_some() {
+            followed.cut = cut;
             child.kill()?;
             continue;
         }
@@ -260,6 +279,7 @@ fn follow_pipes(
         let mut descriptors = [
             PollFd::from_borrowed_fd(lines.as_fd(), wanted(lines_open)),
             PollFd::from_borrowed_fd(report.as_fd(), wanted(report_open)),
+            PollFd::from_borrowed_fd(stop.as_fd(), wanted(followed.cut.is_none())),
         ];
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut descriptors, left.as_ref()) {
@@ -267,7 +287,7 @@ fn follow_pipes(
             Err(rustix::io::Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        let [lines_ready, report_ready] =
+        let [lines_ready, report_ready, _] =
             descriptors.map(|descriptor| !descriptor.revents().is_empty());
         if lines_open && lines_ready {
             let read = lines.read(&mut buffer)?;

@@ -58,6 +58,7 @@ fn in_user_namespace(tier: Tier, test: &str) {
 struct Stage {
     overlay: Overlay,
     scratch: tempfile::TempDir,
+    stop: Stop,
 }
 
 const SHELL: &str = "/bin/sh";
@@ -89,7 +90,11 @@ fn stage() -> Stage {
         XattrPrefix::of_this_process().unwrap(),
     )
     .unwrap();
-    Stage { overlay, scratch }
+    Stage {
+        overlay,
+        scratch,
+        stop: Stop::new().unwrap(),
+    }
 }
 
 impl Stage {
@@ -106,6 +111,7 @@ impl Stage {
             stdin: None,
             files: Vec::new(),
             timeout: Some(Duration::from_secs(60)),
+            stop: &self.stop,
         }
     }
 
@@ -283,6 +289,11 @@ fn the_end_of_a_step_is_told_exactly() {
         run(&spec, &mut |_| {}).unwrap_err().to_string(),
         "the working directory /none is no directory"
     );
+    let stopped = run(&stage.spec("echo before; sleep 1000"), &mut |_| {
+        stage.stop.say()
+    });
+    assert!(matches!(stopped, Err(RunError::Stopped)), "{stopped:?}");
+    let stage = self::stage();
     // on a busy machine a step may not have said anything by then
     let mut limit = Duration::from_millis(300);
     loop {
@@ -454,7 +465,11 @@ fn an_empty_base_can_run_a_static_program() {
     )
     .unwrap();
     fs::copy("/bin/busybox", overlay.merged().join("sh")).unwrap();
-    let stage = Stage { overlay, scratch };
+    let stage = Stage {
+        overlay,
+        scratch,
+        stop: Stop::new().unwrap(),
+    };
     let mut spec = stage.spec("");
     spec.argv = ["/sh", "-c", "echo alive"].map(str::to_owned).to_vec();
     assert_eq!(go(&spec), (ExitStatus::Exited(0), vec!["alive".to_owned()]));

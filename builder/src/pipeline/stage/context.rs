@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Stages, StepError, make_folder};
+use super::{Stages, StepError, lock, make_folder};
 use crate::containerfile::graph::Source;
 use crate::copy::{CopyRequest, copy, verdict};
 use crate::ignore::{self, Ignore};
@@ -17,8 +17,9 @@ impl Stages<'_> {
     }
 
     /// What the context hides.
-    pub(super) fn ignored(&mut self) -> Result<Option<Arc<Ignore>>, StepError> {
-        if let Some(known) = &self.ignored {
+    pub(super) fn ignored(&self) -> Result<Option<Arc<Ignore>>, StepError> {
+        let mut ignored = lock(&self.ignored);
+        if let Some(known) = &*ignored {
             return Ok(known.clone());
         }
         let mut found = None;
@@ -32,12 +33,12 @@ impl Stages<'_> {
                 Err(source) => return Err(BuildError::ReadFile { path, source }.into()),
             }
         }
-        self.ignored = Some(found.clone());
+        *ignored = Some(found.clone());
         Ok(found)
     }
 
     /// Where files of `source` are, without those that an ignore file hides.
-    pub(super) fn visible(&mut self, source: &Source) -> Result<PathBuf, StepError> {
+    pub(super) fn visible(&self, source: &Source) -> Result<PathBuf, StepError> {
         if *source != Source::MainContext {
             return self.view(source);
         }
@@ -45,7 +46,8 @@ impl Stages<'_> {
             return self.view(source);
         };
         let copied = self.spec.scratch.join("view-context");
-        if !copied.exists() {
+        let mut is_copied = lock(&self.context_is_copied);
+        if !*is_copied {
             make_folder(&copied)?;
             let everything = CopyRequest {
                 sources: vec![".".to_owned()],
@@ -55,6 +57,7 @@ impl Stages<'_> {
             let rule = |path: &Path, is_directory: bool| verdict(&ignored, path, is_directory);
             let (from, into) = (Root::open(&self.spec.context)?, Root::open(&copied)?);
             copy(&everything, &from, Some(&rule), &into)?;
+            *is_copied = true;
         }
         Ok(copied)
     }

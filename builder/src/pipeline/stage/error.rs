@@ -26,7 +26,7 @@ pub enum StepError {
     },
     /// A command that could not run.
     #[error(transparent)]
-    Run(#[from] RunError),
+    Run(RunError),
     /// COPY or ADD.
     #[error(transparent)]
     Copy(#[from] CopyError),
@@ -97,6 +97,15 @@ impl Classify for StepError {
             Self::Root(error) => error.class(),
             Self::Scratch { .. } => Class::Transient,
             Self::Files(error) => error.class(),
+        }
+    }
+}
+
+impl From<RunError> for StepError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Stopped => BuildError::Stopped.into(),
+            error => Self::Run(error),
         }
     }
 }

@@ -3,11 +3,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::OwnedRwLockReadGuard;
 use tokio::task::JoinHandle;
 
-use super::{Current, Stages, StepError, make_folder};
+use super::{Current, EarlierPull, Stages, StepError, lock, make_folder};
 use crate::containerfile::graph::{Source, StageBase};
 use crate::flat::{self, FlatRoot};
 use crate::layer::Changes;
@@ -48,6 +49,10 @@ pub enum Pulling {
     Running(JoinHandle<Result<Unpacked, BuildError>>),
     /// Here.
     Done(Unpacked),
+    /// Not asked for: they are in a directory that was given, or no step uses them.
+    NotBegun,
+    /// They won't come; another stage has told why.
+    Failed,
 }
 
 /// The files of an image.
@@ -112,7 +117,7 @@ impl View {
 
 impl Stages<'_> {
     /// The stage's own root, writable.
-    pub(super) fn root(&mut self, current: &mut Current<'_>) -> Result<Root, StepError> {
+    pub(super) fn root(&self, current: &mut Current<'_>) -> Result<Root, StepError> {
         let open = match current.open.take() {
             Some(open) => open,
             None => {
@@ -126,7 +131,7 @@ impl Stages<'_> {
         Ok(root?)
     }
 
-    fn open(&mut self, current: &mut Current<'_>, scratch: &Path) -> Result<OpenRoot, StepError> {
+    fn open(&self, current: &mut Current<'_>, scratch: &Path) -> Result<OpenRoot, StepError> {
         make_folder(scratch)?;
         match self.entered.tier.storage() {
             Storage::Overlay => {
@@ -148,7 +153,7 @@ impl Stages<'_> {
     }
 
     /// Ends the stage's root, if there is one; what it changed lies below from now on.
-    pub(super) fn seal(&mut self, current: &mut Current<'_>) -> Result<(), BuildError> {
+    pub(super) fn seal(&self, current: &mut Current<'_>) -> Result<(), BuildError> {
         let change = match current.open.take() {
             None => return Ok(()),
             Some(OpenRoot::Overlay(overlay)) => {
@@ -190,7 +195,7 @@ impl Stages<'_> {
     }
 
     /// All directories of `files`, top first; waits for those that are still coming.
-    fn directories(&mut self, files: &Files) -> Result<Vec<PathBuf>, BuildError> {
+    fn directories(&self, files: &Files) -> Result<Vec<PathBuf>, BuildError> {
         let mut directories = files.directories.clone();
         if let Some(name) = &files.image {
             match self.unpacked(name)? {
@@ -210,21 +215,29 @@ impl Stages<'_> {
     }
 
     /// Waits for the layers of the earlier attempt, and fits them to what is below them.
-    fn settle_earlier(&mut self) -> Result<(), BuildError> {
-        let Some((digest, pulling)) = self.earlier.pulling.take() else {
-            return Ok(());
+    fn settle_earlier(&self) -> Result<(), BuildError> {
+        // Held until they fit, since another stage may need them as well.
+        let mut pulling = lock(&self.earlier.pulling);
+        let (digest, layers) = match std::mem::replace(&mut *pulling, EarlierPull::Failed) {
+            EarlierPull::Running(digest, layers) => (digest, layers),
+            EarlierPull::Failed => return Err(BuildError::Stopped),
+            EarlierPull::Over => {
+                *pulling = EarlierPull::Over;
+                return Ok(());
+            }
         };
         let base = match lowest_base(self.graph, self.graph.target) {
             Some(name) => self.directories(&Files::of_image(name))?,
             None => Vec::new(),
         };
-        let layers = tokio::runtime::Handle::current().block_on(pulling)??;
+        let layers = self.wait(layers)???;
         settle_layers(layers, base).map_err(|source| PullError::Unpack { digest, source })?;
+        *pulling = EarlierPull::Over;
         Ok(())
     }
 
     /// The tree that holds all of `files`, for the stage `index`; none if there are none.
-    fn flat(&mut self, files: Files, index: usize) -> Result<Option<Arc<FlatRoot>>, BuildError> {
+    fn flat(&self, files: Files, index: usize) -> Result<Option<Arc<FlatRoot>>, BuildError> {
         let Files {
             directories,
             image,
@@ -236,7 +249,7 @@ impl Stages<'_> {
             (None, Some(name)) => {
                 let unpacked = self.unpacked(&name)?;
                 if !self.is_image_needed(&name, index) {
-                    self.pulls.remove(&name);
+                    self.forget(&name);
                 }
                 match unpacked {
                     Unpacked::Flat(root) => Some(root),
@@ -252,19 +265,15 @@ impl Stages<'_> {
 
     /// A tree of its own with the first `count` layers of an earlier attempt over `base`.
     fn flat_with_earlier(
-        &mut self,
+        &self,
         base: Option<Arc<FlatRoot>>,
         mut image: ResolvedImage,
         count: usize,
     ) -> Result<Arc<FlatRoot>, BuildError> {
-        let scratch = self
-            .spec
-            .scratch
-            .join(format!("earlier-{}", self.earlier_roots));
-        self.earlier_roots += 1;
+        let scratch = self.new_folder("with-earlier");
         image.manifest.layers.truncate(count);
         let pulling = unpack_layers(&image, &scratch, self.entered.xattrs, Vec::new());
-        let layers = tokio::runtime::Handle::current().block_on(pulling)?;
+        let layers = self.wait(pulling)??;
         let new = scratch.join("root");
         let root = match base {
             Some(base) => base.open(&new)?,
@@ -278,16 +287,18 @@ impl Stages<'_> {
         Ok(Arc::new(FlatRoot::ours(root.to_owned())))
     }
 
-    fn unpacked(&mut self, name: &Name) -> Result<Unpacked, BuildError> {
-        let unpacked = match self.pulls.remove(name) {
-            Some(Pulling::Done(unpacked)) => unpacked,
-            Some(Pulling::Running(running)) => {
-                tokio::runtime::Handle::current().block_on(running)??
-            }
-            None => match (
-                &self.outside.image(name)?.rootfs,
-                self.entered.tier.storage(),
-            ) {
+    fn unpacked(&self, name: &Name) -> Result<Unpacked, BuildError> {
+        let base = self.outside.image(name)?;
+        let Some(pulling) = self.pulls.get(name) else {
+            return Ok(Unpacked::Stack(Vec::new()));
+        };
+        // Held while they come, so that others who need them wait, too.
+        let mut pulling = lock(pulling);
+        let unpacked = match std::mem::replace(&mut *pulling, Pulling::Failed) {
+            Pulling::Done(unpacked) => unpacked,
+            Pulling::Running(running) => self.wait(running)???,
+            Pulling::Failed => return Err(BuildError::Stopped),
+            Pulling::NotBegun => match (&base.rootfs, self.entered.tier.storage()) {
                 (Some(rootfs), Storage::Overlay) => Unpacked::Stack(vec![rootfs.clone()]),
                 (Some(rootfs), Storage::Flat) => {
                     Unpacked::Flat(Arc::new(FlatRoot::foreign(rootfs.clone())))
@@ -296,24 +307,22 @@ impl Stages<'_> {
                 (None, _) => Unpacked::Stack(Vec::new()),
             },
         };
-        self.pulls
-            .insert(name.clone(), Pulling::Done(unpacked.clone()));
+        *pulling = Pulling::Done(unpacked.clone());
         Ok(unpacked)
     }
 
+    fn forget(&self, name: &Name) {
+        if let Some(pulling) = self.pulls.get(name) {
+            *lock(pulling) = Pulling::NotBegun;
+        }
+    }
+
     /// Lets go of all files that nobody uses from the stage `index` on, besides those that it starts from itself.
-    fn forget_what_is_not_needed(&mut self, index: usize) {
-        let needed: Vec<usize> = self
-            .finished
-            .keys()
-            .copied()
-            .filter(|number| {
-                self.reads(index, |source| *source == Source::Stage(*number))
-                    || self.starts(index, |base| *base == StageBase::Stage(*number))
-            })
-            .collect();
-        for (number, finished) in &mut self.finished {
-            if !needed.contains(number) {
+    fn forget_what_is_not_needed(&self, index: usize) {
+        for (number, finished) in lock(&self.finished).iter_mut() {
+            let is_needed = self.reads(index, |source| *source == Source::Stage(*number))
+                || self.starts(index, |base| *base == StageBase::Stage(*number));
+            if !is_needed {
                 finished.files = Files::default();
             }
         }
@@ -323,7 +332,8 @@ impl Stages<'_> {
     fn is_image_needed(&self, name: &Name, index: usize) -> bool {
         let later = self.graph.stages.iter().enumerate().skip(index + 1);
         let mut later = later.filter(|(number, _)| self.todo.first(*number).is_some());
-        let mut finished = self.finished.values();
+        let finished = lock(&self.finished);
+        let mut finished = finished.values();
         self.reads(index, |source| {
             Name::of_source(source).as_ref() == Some(name)
         }) || later.any(|(_, stage)| Name::of_base(stage).as_ref() == Some(name))
@@ -347,14 +357,11 @@ impl Stages<'_> {
     }
 
     /// Where files of `source` are.
-    pub(super) fn view(&mut self, source: &Source) -> Result<PathBuf, StepError> {
+    pub(super) fn view(&self, source: &Source) -> Result<PathBuf, StepError> {
         let (key, files) = match source {
             Source::MainContext => return Ok(self.spec.context.clone()),
             Source::Empty => ("empty".to_owned(), Files::default()),
-            Source::Stage(index) => (
-                format!("of-stage-{index}"),
-                self.finished[index].files.clone(),
-            ),
+            Source::Stage(index) => (format!("of-stage-{index}"), self.files_of(*index)),
             Source::Context(name) | Source::Image(name) => {
                 let called = Name::of_source(source);
                 let called =
@@ -365,10 +372,10 @@ impl Stages<'_> {
                 (format!("of-image {name}"), Files::of_image(called))
             }
         };
-        if let Some(view) = self.views.get(&key) {
+        if let Some(view) = lock(&self.views).get(&key) {
             return Ok(view.path().to_owned());
         }
-        let scratch = self.spec.scratch.join(format!("view-{}", self.views.len()));
+        let scratch = self.new_folder("view");
         let view = match self.entered.tier.storage() {
             Storage::Overlay => match self.directories(&files)?.as_slice() {
                 [only] => View::Directory(only.clone()),
@@ -387,8 +394,23 @@ impl Stages<'_> {
                 }
             },
         };
-        let path = view.path().to_owned();
-        self.views.insert(key, view);
-        Ok(path)
+        // Another stage may have made the same meanwhile: one is enough.
+        Ok(lock(&self.views)
+            .entry(key)
+            .or_insert(view)
+            .path()
+            .to_owned())
+    }
+
+    /// A name in scratch that nobody else uses.
+    fn new_folder(&self, what: &str) -> PathBuf {
+        let number = self.folders.fetch_add(1, Ordering::Relaxed);
+        self.spec.scratch.join(format!("{what}-{number}"))
+    }
+
+    fn files_of(&self, index: usize) -> Files {
+        let finished = lock(&self.finished);
+        let files = finished.get(&index).map(|finished| finished.files.clone());
+        files.unwrap_or_default()
     }
 }

@@ -1,9 +1,9 @@
 //! How does a RUN go? Its mounts, its command, its last words.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use super::cache::Cache;
+use super::cache::{Cache, Wanted};
 use super::{Current, Stages, StepError, make_folder};
 use crate::containerfile::Run;
 use crate::containerfile::graph::Source;
@@ -11,6 +11,7 @@ use crate::containerfile::mounts::{Mount, MountFlag, MountKind};
 use crate::progress::Event;
 use crate::root::Root;
 use crate::sandbox::{Access, MountSpec, RunSpec, StepMount, run};
+use crate::stop::Stop;
 
 /// Lines of a failed command that its report shows.
 const LAST_LINES: usize = 20;
@@ -22,13 +23,30 @@ const SECRETS_DIRECTORY: &str = "/run/secrets";
 struct Prepared {
     specs: Vec<MountSpec>,
     variables: Vec<(String, String)>,
-    /// Held while the step runs.
-    caches: Vec<Cache>,
+    /// By key, with the mounts that show it.
+    caches: BTreeMap<String, (Wanted, Vec<usize>)>,
+}
+
+impl Prepared {
+    /// Makes the caches known to their mounts; they are to be held while the step runs.
+    fn open_caches(&mut self, folder: &Path, stop: &Stop) -> Result<Vec<Cache>, StepError> {
+        let mut held = Vec::new();
+        for (wanted, mounts) in self.caches.values() {
+            let cache = wanted.open(folder, stop)?;
+            for mount in mounts {
+                if let StepMount::Bind { source, .. } = &mut self.specs[*mount].kind {
+                    source.clone_from(&cache.directory);
+                }
+            }
+            held.push(cache);
+        }
+        Ok(held)
+    }
 }
 
 impl Stages<'_> {
     pub(super) fn run(
-        &mut self,
+        &self,
         current: &mut Current<'_>,
         run_instruction: &Run,
         sources: &[Source],
@@ -49,6 +67,11 @@ impl Stages<'_> {
         for (mount, source) in mounts.iter().zip(sources) {
             self.mount(current, mount, source, &mut prepared)?;
         }
+        let caches = match &self.spec.caches {
+            Some(directory) => directory.clone(),
+            None => self.spec.scratch.join("caches"),
+        };
+        let caches = prepared.open_caches(&caches, self.stop)?;
         let scratch = current.scratch.join("steps");
         make_folder(&scratch)?;
         let command = current.state.command_line(command, heredocs);
@@ -73,6 +96,7 @@ impl Stages<'_> {
                 .map(|(path, content)| (path.into(), content))
                 .collect(),
             timeout: self.spec.step_timeout,
+            stop: self.stop,
         };
         let number = current.number;
         let mut last = VecDeque::with_capacity(LAST_LINES);
@@ -83,7 +107,7 @@ impl Stages<'_> {
             }
             last.push_back(line.to_owned());
         })?;
-        drop(prepared.caches);
+        drop(caches);
         if status.is_success() {
             Ok(())
         } else {
@@ -95,7 +119,7 @@ impl Stages<'_> {
     }
 
     fn mount(
-        &mut self,
+        &self,
         current: &mut Current<'_>,
         mount: &MountFlag,
         source: &Source,
@@ -138,31 +162,28 @@ impl Stages<'_> {
                 let target = inside(&target.unwrap_or_default());
                 let id = id.unwrap_or_else(|| target.to_string_lossy().into_owned());
                 let path = path.unwrap_or_else(|| "/".to_owned());
-                let filled_from = match source {
+                let filled = match source {
                     Source::Empty => None,
-                    source => Some(Root::open(&self.visible(source)?)?),
+                    source => Some((Root::open(&self.visible(source)?)?, path)),
                 };
-                let directory = match &self.spec.caches {
-                    Some(directory) => directory.clone(),
-                    None => self.spec.scratch.join("caches"),
-                };
-                let cache = Cache {
+                let wanted = Wanted {
                     id,
                     owner: (uid.unwrap_or(0), gid.unwrap_or(0)),
                     mode: mode.unwrap_or(0o755),
-                    directory: PathBuf::new(),
-                    lock: None,
+                    sharing,
+                    filled,
                 };
-                let filled = filled_from.as_ref().map(|root| (root, path.as_str()));
-                let cache = cache.open(&directory, &sharing, filled)?;
+                let cache = prepared.caches.entry(wanted.key());
+                let (_, mounts) = cache.or_insert((wanted, Vec::new()));
+                mounts.push(prepared.specs.len());
                 let kind = StepMount::Bind {
-                    source: cache.directory.clone(),
+                    // Known once it is open.
+                    source: PathBuf::new(),
                     access: match read_write {
                         Some(false) => Access::ReadOnly,
                         Some(true) | None => Access::ReadWrite,
                     },
                 };
-                prepared.caches.push(cache);
                 prepared.specs.push(MountSpec { target, kind });
             }
             MountKind::Secret {

@@ -13,7 +13,7 @@ use crate::root::Root;
 
 impl Stages<'_> {
     pub(super) fn transfer(
-        &mut self,
+        &self,
         current: &mut Current<'_>,
         transfer: &Transfer,
         sources: &[Source],
@@ -101,7 +101,7 @@ impl Stages<'_> {
             make_folder(&folder)?;
             let path = folder.join(format!("{}-{}", current.number.step, remote.len()));
             let fetched = fetch(&self.spec.pull, url, &path, checksum);
-            remote.push(tokio::runtime::Handle::current().block_on(fetched)?);
+            remote.push(self.wait(fetched)??);
         }
         Ok(remote)
     }
