@@ -456,6 +456,128 @@ fn devices_are_there_and_work() {
     );
 }
 
+/// A program of one call, in the numbers and registers of 32-bit programs or of ours, that ends with the number of its error.
+#[cfg(target_arch = "x86_64")]
+fn program_of(is_32_bit: bool, call: u32, first: u32, second: u32) -> Vec<u8> {
+    let words = |list: &[u32]| {
+        list.iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect::<Vec<u8>>()
+    };
+    let load = |register: u8, value: u32| [&[0xb8 + register][..], &words(&[value])].concat();
+    let (first_register, second_register, exit, enter): (u8, u8, u32, [u8; 2]) = match is_32_bit {
+        true => (3, 1, 1, [0xcd, 0x80]),
+        false => (7, 6, 60, [0x0f, 0x05]),
+    };
+    // neg eax; mov REGISTER, eax
+    let negated = [0xf7, 0xd8, 0x89, 0xc0 + first_register];
+    let code = [
+        &load(first_register, first)[..],
+        &load(second_register, second),
+        &load(0, call),
+        &enter,
+        &negated,
+        &load(0, exit),
+        &enter,
+    ]
+    .concat();
+    let identity = [0x7f, b'E', b'L', b'F', 2 - u8::from(is_32_bit), 1, 1, 0];
+    let (base, size) = (0x40_0000_u32, u32::try_from(code.len()).unwrap());
+    let header = match is_32_bit {
+        // executable, EM_386, entry, program headers; then one that loads all
+        true => words(&[
+            0x0003_0002,
+            1,
+            base + 84,
+            52,
+            0,
+            0,
+            0x0020_0034,
+            0x0000_0001,
+            0,
+            1,
+            0,
+            base,
+            base,
+            84 + size,
+            84 + size,
+            5,
+            0x1000,
+        ]),
+        false => words(&[
+            0x003e_0002,
+            1,
+            base + 120,
+            0,
+            64,
+            0,
+            0,
+            0,
+            0,
+            0x0038_0040,
+            1,
+            0,
+            1,
+            5,
+            0,
+            0,
+            base,
+            0,
+            base,
+            0,
+            120 + size,
+            0,
+            120 + size,
+            0,
+            0x1000,
+            0,
+        ]),
+    };
+    [&identity[..], &[0; 8], &header, &code].concat()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn calls_are_refused_whatever_kind_of_program_makes_them() {
+    use libc::{EBADF, ENOSYS, EPERM};
+    let stage = stage();
+    let namespace = libc::CLONE_NEWUSER.cast_unsigned();
+    for (is_32_bit, call, first, second, error) in [
+        // close, for comparison
+        (false, 3, 9999, 0, EBADF),
+        (true, 6, 9999, 0, EBADF),
+        // keyctl
+        (false, 250, 0, 0, EPERM),
+        (true, 288, 0, 0, EPERM),
+        // TIOCSTI
+        (false, 16, 0, 0x5412, EPERM),
+        (true, 54, 0, 0x5412, EPERM),
+        // unshare
+        (false, 272, namespace, 0, EPERM),
+        (true, 310, namespace, 0, EPERM),
+        (true, 310, 0, 0, 0),
+        // clone
+        (false, 56, namespace, 0, EPERM),
+        (true, 120, namespace, 0, EPERM),
+        // clone3
+        (false, 435, 0, 0, ENOSYS),
+        (true, 435, 0, 0, ENOSYS),
+        // close in the numbers of x32
+        (false, 0x4000_0003, 9999, 0, ENOSYS),
+    ] {
+        let path = stage.overlay.merged().join("call");
+        fs::write(&path, program_of(is_32_bit, call, first, second)).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut spec = stage.spec("");
+        spec.argv = vec!["/call".to_owned()];
+        let (status, lines) = go(&spec);
+        assert_eq!(
+            status,
+            ExitStatus::Exited(error),
+            "32 bit: {is_32_bit}, call {call}: {lines:?}"
+        );
+    }
+}
+
 fn an_empty_base_can_run_a_static_program() {
     let scratch = tempfile::tempdir().unwrap();
     let overlay = Overlay::mount(
@@ -543,7 +665,7 @@ fn signals_and_their_exit_status_pass_through_the_outer_process() {
     wait_for_sleepers("9873", 0);
 }
 
-const TESTS: [(&str, fn()); 12] = [
+const TESTS: &[(&str, fn())] = &[
     (
         "changes",
         a_step_changes_only_its_upper_and_leaves_no_mount_point,
@@ -568,6 +690,11 @@ const TESTS: [(&str, fn()); 12] = [
     ("network", without_a_network_there_is_loopback_only),
     ("devices", devices_are_there_and_work),
     ("empty", an_empty_base_can_run_a_static_program),
+    #[cfg(target_arch = "x86_64")]
+    (
+        "calls",
+        calls_are_refused_whatever_kind_of_program_makes_them,
+    ),
 ];
 
 fn able(test: &str) -> bool {
