@@ -59,6 +59,10 @@ pub struct Build {
     )]
     pub containerfile: Option<PathBuf>,
 
+    /// How many lines at the Containerfile's start its author hasn't written: messages count the lines behind them
+    #[arg(long, value_name = "LINES", default_value_t = 0)]
+    pub generated_lines: usize,
+
     /// Directory that COPY and ADD take files from
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub context: PathBuf,

@@ -147,6 +147,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
     };
     let spec = BuildSpec {
         containerfile,
+        generated_lines: build.generated_lines,
         context: absolute(&build.context)?,
         target: build.target,
         build_args,

@@ -14,12 +14,54 @@ pub mod words;
 pub struct Containerfile {
     /// The name that errors and reports show.
     pub file: String,
+    /// How many lines at its start somebody has put there who isn't its author: errors and reports count the author's own.
+    pub generated_lines: usize,
     /// `\` or `` ` ``, from the `# escape=` directive.
     pub escape: char,
     /// `ARG`s before the first `FROM`; visible to `FROM` lines, and to stages that repeat the name.
     pub global_args: Vec<Located<Vec<ArgDeclaration>>>,
     /// At least one, in file order.
     pub stages: Vec<Stage>,
+}
+
+impl Containerfile {
+    /// How its author calls the place of an instruction.
+    #[must_use]
+    pub fn place(&self, location: &Location) -> Place {
+        Place::of_author(&self.file, location.line, self.generated_lines)
+    }
+}
+
+/// Where in which file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Name of the file.
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+}
+
+impl Place {
+    /// The line `line` of a file that begins with `generated` lines of somebody else.
+    #[must_use]
+    pub fn of_author(file: &str, line: usize, generated: usize) -> Self {
+        match line.checked_sub(generated) {
+            None | Some(0) => Self {
+                file: format!("{file} (generated part)"),
+                line,
+            },
+            Some(line) => Self {
+                file: file.to_owned(),
+                line,
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, line {}", self.file, self.line)
+    }
 }
 
 /// A `FROM` and what follows it.

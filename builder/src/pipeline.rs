@@ -15,9 +15,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::containerfile::Containerfile;
 use crate::containerfile::graph::{self, BuildGraph, PlanOptions, Platform};
 use crate::containerfile::parse;
+use crate::containerfile::{Containerfile, Place};
 use crate::contract::{BUILD_UID_ANNOTATION, BuildReport, Outcome, REPORT_VERSION};
 use crate::error::{Class, Classify};
 use crate::image::Image;
@@ -273,7 +273,14 @@ fn read_file(spec: &BuildSpec) -> Result<Containerfile, BuildError> {
         || "Containerfile".into(),
         |name| name.to_string_lossy().into_owned(),
     );
-    Ok(parse::parse(&text, &name)?)
+    let generated = spec.generated_lines;
+    let mut file = parse::parse(&text, &name).map_err(|mut error| {
+        let Place { file, line } = Place::of_author(&error.file, error.line, generated);
+        (error.file, error.line) = (file, line);
+        error
+    })?;
+    file.generated_lines = generated;
+    Ok(file)
 }
 
 fn plan(spec: &BuildSpec, file: &Containerfile) -> Result<BuildGraph, BuildError> {

@@ -529,3 +529,61 @@ fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
         built.stderr
     );
 }
+
+#[test]
+fn lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_report() {
+    let test = "lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_report";
+    if !can_build(test) {
+        return;
+    }
+    let workshop = workshop();
+    let report = workshop.path("report");
+    for (text, place) in [
+        (
+            "FROM base\nRUN false\nRUN true\n",
+            "Containerfile (generated part), line 2: RUN false",
+        ),
+        (
+            "FROM base\n# mine:\nRUN true\nRUN false\n",
+            "Containerfile, line 2: RUN false",
+        ),
+        (
+            "FROM base\n# mine:\nRUNN true\n",
+            "Containerfile, line 1, column 1: unknown",
+        ),
+        (
+            "FROM base\n# mine:\nCOPY --from=later a b\nFROM base AS later\n",
+            "Containerfile, line 1: ",
+        ),
+        (
+            "FROM base\n# mine:\n\nADD git@example.com:x.git /x\n",
+            "Containerfile, line 2, column 5: ",
+        ),
+    ] {
+        let more = [
+            "--generated-lines",
+            "2",
+            "--report",
+            report.to_str().unwrap(),
+        ];
+        let built = workshop.build(text, &more);
+        assert_eq!(built.status, 65, "{text}: {}", built.stderr);
+        let last = built
+            .stderr
+            .lines()
+            .find_map(|line| line.strip_prefix("error: "));
+        assert!(last.unwrap().starts_with(place), "{text}: {}", built.stderr);
+        let report = std::fs::read_to_string(&report).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let told = match &report["outcome"]["step"] {
+            serde_json::Value::Null => report["outcome"]["message"].as_str().unwrap().to_owned(),
+            step => format!(
+                "{}, line {}: {}",
+                step["file"].as_str().unwrap(),
+                step["line"],
+                step["text"].as_str().unwrap()
+            ),
+        };
+        assert!(told.starts_with(place), "{text}: {report:#}");
+    }
+}

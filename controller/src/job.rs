@@ -34,10 +34,6 @@ use crate::secrets::{DockerConfig, JSON_KEY, JSON_TYPE};
 /// Name of the pod's only container.
 pub const CONTAINER: &str = "image-build";
 
-/// On the Job: lines of the Containerfile before the administrator's first, so that a step's line can be told
-/// in theirs.
-const LINE_OFFSET: &str = "strata.image-mode.dev/containerfile-line-offset";
-
 /// Failed pods that the Job replaces; the incumbent's number.
 const BACKOFF_LIMIT: i32 = 3;
 
@@ -202,11 +198,6 @@ pub fn build_objects(
         .pull_secret
         .as_deref()
         .unwrap_or(crate::api::DEFAULT_PULL_SECRET);
-    let mut job_metadata = metadata(name::job(build), &controller);
-    job_metadata.annotations.get_or_insert_default().insert(
-        LINE_OFFSET.to_owned(),
-        rendered.user_line_offset.to_string(),
-    );
     Ok(BuildObjects {
         config_maps: vec![
             config_map(
@@ -237,14 +228,19 @@ pub fn build_objects(
             ),
         ],
         job: Job {
-            metadata: job_metadata,
+            metadata: metadata(name::job(build), &controller),
             spec: Some(JobSpec {
                 active_deadline_seconds: i64::try_from(settings.deadline.as_secs()).ok(),
                 backoff_limit: Some(BACKOFF_LIMIT),
                 completions: Some(1),
                 parallelism: Some(1),
                 pod_failure_policy: Some(failure_policy()),
-                template: pod::template(&controller.uid, inputs, settings),
+                template: pod::template(
+                    &controller.uid,
+                    inputs,
+                    rendered.user_line_offset,
+                    settings,
+                ),
                 ..JobSpec::default()
             }),
             status: None,

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Place;
 use super::words::WordError;
 use crate::error::{Class, Classify};
 use crate::state::Scope;
@@ -166,20 +167,5 @@ impl Classify for PlanError {
             | Self::Index { .. }
             | Self::Platform { .. } => Class::CONTENT,
         }
-    }
-}
-
-/// Where in which file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Name of the file.
-    pub file: String,
-    /// From 1.
-    pub line: usize,
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, line {}", self.file, self.line)
     }
 }

@@ -186,6 +186,7 @@ impl Classify for ParseError {
 pub fn parse(text: &str, file: &str) -> Result<Containerfile, ParseError> {
     let mut nodes = Nodes::new(text, file)?;
     let mut parsed = Containerfile {
+        generated_lines: 0,
         file: file.to_owned(),
         escape: nodes.reader.escape,
         global_args: Vec::new(),

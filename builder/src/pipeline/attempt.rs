@@ -232,6 +232,7 @@ pub fn inputs(spec: &BuildSpec, outside: &Outside) -> Result<Digest, BuildError>
         target,
         build_args,
         layers,
+        generated_lines: _, // for messages
         layer_per,
         architecture,
         volumes,        // where they are; their content may be secret

@@ -11,8 +11,7 @@ pub fn supported(file: &Containerfile, graph: &BuildGraph) -> Result<(), BuildEr
             if let Some((what, mark)) = unsupported(&located.value) {
                 let (column, source_line) = pointer(located, &mark);
                 return Err(BuildError::Unsupported {
-                    file: file.file.clone(),
-                    line: located.location.line,
+                    place: file.place(&located.location),
                     column,
                     what: what.to_owned(),
                     source_line,
@@ -34,8 +33,7 @@ pub fn without_steps(
     let step = instructions.find(|located| matches!(located.value, Instruction::Run(_)));
     step.map_or(Ok(()), |located| {
         Err(BuildError::NoSteps {
-            file: file.file.clone(),
-            line: located.location.line,
+            place: file.place(&located.location),
             text: pointer(located, "RUN").1,
             why: why.to_owned(),
         })

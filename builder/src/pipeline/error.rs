@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::stage::StepError;
+use crate::containerfile::Place;
 use crate::containerfile::graph::PlanError;
 use crate::containerfile::parse::ParseError;
 use crate::error::{Class, Classify};
@@ -34,14 +35,12 @@ pub enum BuildError {
     Plan(#[from] PlanError),
     /// The Containerfile asks for something that this builder doesn't do.
     #[error(
-        "{file}, line {line}, column {column}: {what} is not supported\n  {source_line}\n  {caret:>column$}",
+        "{place}, column {column}: {what} is not supported\n  {source_line}\n  {caret:>column$}",
         caret = '^'
     )]
     Unsupported {
-        /// The Containerfile.
-        file: String,
-        /// From 1.
-        line: usize,
+        /// Of the instruction.
+        place: Place,
         /// From 1.
         column: usize,
         /// Instruction and flag.
@@ -50,12 +49,10 @@ pub enum BuildError {
         source_line: String,
     },
     /// A RUN where none can run.
-    #[error("{file}, line {line}: RUN can't be done: {why}\n  {text}")]
+    #[error("{place}: RUN can't be done: {why}\n  {text}")]
     NoSteps {
-        /// The Containerfile.
-        file: String,
-        /// From 1.
-        line: usize,
+        /// Of the instruction.
+        place: Place,
         /// As written.
         text: String,
         /// What is missing.
@@ -95,12 +92,10 @@ pub enum BuildError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// An instruction.
-    #[error("{file}, line {line}: {text}")]
+    #[error("{place}: {text}")]
     Step {
-        /// The Containerfile.
-        file: String,
-        /// From 1.
-        line: usize,
+        /// Of the instruction.
+        place: Place,
         /// As written.
         text: String,
         /// What went wrong.

@@ -23,8 +23,7 @@ pub(super) fn failure(error: &BuildError) -> Failure {
         _ => None,
     };
     let BuildError::Step {
-        file,
-        line,
+        place,
         text,
         source,
     } = error
@@ -46,8 +45,8 @@ pub(super) fn failure(error: &BuildError) -> Failure {
         message: chain(&**source),
         refused_by,
         step: Some(FailedStep {
-            file: file.clone(),
-            line: *line,
+            file: place.file.clone(),
+            line: place.line,
             text: text.clone(),
             exit_status,
             output,

@@ -14,6 +14,8 @@ use crate::sandbox::MountSpec;
 pub struct BuildSpec {
     /// The Containerfile.
     pub containerfile: PathBuf,
+    /// How many lines at its start aren't its author's; errors and reports count those behind them.
+    pub generated_lines: usize,
     /// The build context.
     pub context: PathBuf,
     /// Name or index of a stage; the last one if absent.

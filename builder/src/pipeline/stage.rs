@@ -231,8 +231,7 @@ impl<'a> Stages<'a> {
                 // Not the instruction's doing.
                 StepError::Files(error) if error.is_of_an_image() => *error,
                 source => BuildError::Step {
-                    file: self.file.file.clone(),
-                    line: located.location.line,
+                    place: self.file.place(&located.location),
                     text: text.clone(),
                     source: Box::new(source),
                 },

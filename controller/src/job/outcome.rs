@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod};
 use kube::ResourceExt as _;
 use strata_builder::contract::{BuildReport, FailedStep, Failure, Outcome, REPORT_VERSION};
 
-use super::{CONTAINER, LINE_OFFSET};
+use super::CONTAINER;
 
 /// How a Job stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +79,7 @@ pub fn outcome(job: &Job, pods: &[Pod]) -> JobOutcome {
     }
     JobOutcome::Building {
         progress: newest.and_then(waiting).or_else(|| {
-            let last = newest.and_then(|pod| end_of(job, pod));
+            let last = newest.and_then(end_of);
             (failed > 0).then(|| match last {
                 Some(last) => format!("failed attempts: {failed}; the last one: {last}"),
                 None => format!("failed attempts: {failed}"),
@@ -124,7 +124,7 @@ fn report(pod: &Pod) -> Option<BuildReport> {
 /// Why a Job has failed.
 fn why(job: &Job, failed: &JobCondition, newest: Option<&Pod>) -> String {
     let reason = failed.reason.as_deref().unwrap_or_default();
-    let end = newest.and_then(|pod| end_of(job, pod));
+    let end = newest.and_then(end_of);
     match (reason, end) {
         ("DeadlineExceeded", end) => {
             let seconds = job
@@ -160,10 +160,10 @@ fn why(job: &Job, failed: &JobCondition, newest: Option<&Pod>) -> String {
 }
 
 /// What ended a pod; none if nothing has.
-fn end_of(job: &Job, pod: &Pod) -> Option<String> {
+fn end_of(pod: &Pod) -> Option<String> {
     if let Some(report) = report(pod) {
         return match report.outcome {
-            Outcome::Failed(failure) => Some(told(&failure, line_offset(job))),
+            Outcome::Failed(failure) => Some(told(&failure)),
             Outcome::Pushed { .. } => None,
         };
     }
@@ -194,12 +194,8 @@ fn end_of(job: &Job, pod: &Pod) -> Option<String> {
     }
 }
 
-fn line_offset(job: &Job) -> Option<usize> {
-    job.annotations().get(LINE_OFFSET)?.parse().ok()
-}
-
-/// A failure with its step, in the administrator's own lines where the step is theirs.
-fn told(failure: &Failure, offset: Option<usize>) -> String {
+/// A failure with its step.
+fn told(failure: &Failure) -> String {
     let Failure {
         class: _,
         message,
@@ -217,12 +213,7 @@ fn told(failure: &Failure, offset: Option<usize>) -> String {
     else {
         return message.clone();
     };
-    let name = file.rsplit('/').next().unwrap_or(file);
-    let place = match offset.and_then(|offset| line.checked_sub(offset)) {
-        Some(own @ 1..) => format!("{name}, line {own}"),
-        Some(0) | None => format!("{name}, line {line} of the generated part"),
-    };
-    let mut told = format!("{place}: {text}: {message}");
+    let mut told = format!("{file}, line {line}: {text}: {message}");
     if let Some(status) = exit_status
         && !message.contains(&format!("status {status}"))
     {

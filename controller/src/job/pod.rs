@@ -37,11 +37,13 @@ const TERMINATION_GRACE_SECONDS: i64 = 10;
 pub(super) fn template(
     build_uid: &str,
     inputs: &BuildInputs,
+    generated_lines: usize,
     settings: &JobSettings,
 ) -> PodTemplateSpec {
     let file = inputs.containerfile.as_ref();
     let arch = file.map_or(ContainerfileArch::NoArch, |file| file.containerfile_arch);
     let (volumes, mounts) = volumes(inputs).into_iter().unzip();
+    let arguments = arguments(build_uid, inputs, generated_lines, settings);
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels(inputs)),
@@ -49,7 +51,7 @@ pub(super) fn template(
         }),
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
-            containers: vec![container(build_uid, inputs, settings, mounts)],
+            containers: vec![container(arguments, inputs, settings, mounts)],
             enable_service_links: Some(false),
             host_users: Some(false),
             image_pull_secrets: Some(vec![LocalObjectReference {
@@ -71,7 +73,7 @@ pub(super) fn template(
 }
 
 fn container(
-    build_uid: &str,
+    arguments: Vec<String>,
     inputs: &BuildInputs,
     settings: &JobSettings,
     mounts: Vec<VolumeMount>,
@@ -81,7 +83,7 @@ fn container(
         image: Some(settings.builder_image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
         command: Some(vec!["strata-builder".to_owned()]),
-        args: Some(arguments(build_uid, inputs, settings)),
+        args: Some(arguments),
         env: Some(
             proxy(inputs)
                 .into_iter()
@@ -115,7 +117,12 @@ fn container(
     }
 }
 
-fn arguments(build_uid: &str, inputs: &BuildInputs, settings: &JobSettings) -> Vec<String> {
+fn arguments(
+    build_uid: &str,
+    inputs: &BuildInputs,
+    generated_lines: usize,
+    settings: &JobSettings,
+) -> Vec<String> {
     let base_rootfs = |image: &Reference, directory: &str| format!("{image}={directory}");
     let mut arguments: Vec<String> = vec!["build".to_owned()];
     let mut flag = |name: &str, value: String| {
@@ -126,6 +133,7 @@ fn arguments(build_uid: &str, inputs: &BuildInputs, settings: &JobSettings) -> V
         "containerfile",
         format!("{CONTAINERFILE}/{CONTAINERFILE_KEY}"),
     );
+    flag("generated-lines", generated_lines.to_string());
     flag("context", CONTEXT.to_owned());
     flag("base-rootfs", base_rootfs(&inputs.base_image, BASE));
     if let Some(image) = &inputs.extensions_image {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::mounts::MountFlag;
 use super::super::words;
-use super::super::{Containerfile, Instruction, Location, Stage, Transfer, Word};
+use super::super::{Containerfile, Instruction, Location, Place, Stage, Transfer, Word};
 use super::prune::pruned;
 use super::variables::Variables;
-use super::{BuildGraph, Place, PlanError, PlanOptions, PlannedStage, Platform, Source, StageBase};
+use super::{BuildGraph, PlanError, PlanOptions, PlannedStage, Platform, Source, StageBase};
 use crate::state::{Scope, arg_value};
 
 /// The base that has no files.
@@ -362,9 +362,6 @@ impl Planner<'_> {
     }
 
     fn place(&self, location: &Location) -> Place {
-        Place {
-            file: self.file.file.clone(),
-            line: location.line,
-        }
+        self.file.place(location)
     }
 }

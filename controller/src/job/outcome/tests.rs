@@ -4,7 +4,7 @@ use super::*;
 
 fn job(status: Value) -> Job {
     serde_json::from_value(json!({
-        "metadata": {"name": "build-x", "annotations": {LINE_OFFSET: "20"}},
+        "metadata": {"name": "build-x"},
         "spec": {"activeDeadlineSeconds": 60, "template": {"spec": {"containers": []}}},
         "status": status,
     }))
@@ -48,21 +48,15 @@ fn message(job: &Job, pods: &[Pod]) -> String {
 }
 
 #[test]
-fn a_failed_step_is_told_in_the_administrators_lines_with_its_output() {
-    let step = |line: usize| {
-        failure(json!({
-            "file": "/run/strata/containerfile/Containerfile", "line": line,
-            "text": "RUN false", "exitStatus": 7, "output": ["one", "two"],
-        }))
-    };
+fn a_failed_step_is_told_with_its_output() {
+    let step = failure(json!({
+        "file": "Containerfile", "line": 3,
+        "text": "RUN false", "exitStatus": 7, "output": ["one", "two"],
+    }));
     let job = job(ended("Failed", "PodFailurePolicy"));
     assert_eq!(
-        message(&job, &[pod("Failed", terminated(65, "Error", &step(23)))]),
+        message(&job, &[pod("Failed", terminated(65, "Error", &step))]),
         "Containerfile, line 3: RUN false: the command failed (exit status 7)\none\ntwo"
-    );
-    assert_eq!(
-        message(&job, &[pod("Failed", terminated(65, "Error", &step(20)))]),
-        "Containerfile, line 20 of the generated part: RUN false: the command failed (exit status 7)\none\ntwo"
     );
 }
 
