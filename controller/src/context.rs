@@ -13,6 +13,7 @@ use crate::job::JobSettings;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::registries::Registries;
+use crate::trial::Trials;
 
 /// Handles to everything outside, and the settings.
 pub struct Context {
@@ -22,6 +23,8 @@ pub struct Context {
     pub cache: Cache,
     /// Of this process.
     pub settings: JobSettings,
+    /// Which pods the cluster takes.
+    pub trials: Trials,
     /// To registries.
     pub registries: Registries,
     /// Images to delete later.

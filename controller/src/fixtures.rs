@@ -103,6 +103,8 @@ pub(crate) fn job_settings() -> JobSettings {
         resources: Resources::default(),
         tolerations: Vec::new(),
         priority_class: None,
+        shape: None,
+        tier: "auto".to_owned(),
     }
 }
 

@@ -3,13 +3,17 @@
 //! A MachineOSBuild with its inputs becomes ConfigMaps, Secrets and a Job, all owned by it from the first
 //! write on; pure. What the Job comes to is told by [`outcome`](outcome::outcome).
 //!
-//! The pod has no API token and no rights. It lives in a user namespace of its own, in which the builder
-//! makes another one to mount overlays; base and extensions images come from the node as image volumes.
+//! The pod has no API token and no rights. By default it lives in a user namespace of its own, in which the builder
+//! makes another one to mount overlays, and base and extensions images come from the node as image volumes; where a
+//! cluster doesn't take that, it has another [`PodShape`].
 
 mod outcome;
 mod pod;
+mod shape;
 
 pub use outcome::{JobOutcome, outcome};
+pub use pod::trial;
+pub use shape::PodShape;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -63,6 +67,10 @@ pub struct JobSettings {
     pub tolerations: Vec<Toleration>,
     /// Of the pods.
     pub priority_class: Option<String>,
+    /// Of the pods; none for the best that the cluster takes.
+    pub shape: Option<PodShape>,
+    /// As the builder's `--tier`.
+    pub tier: String,
 }
 
 /// Requests and limits of a build's pod, as Kubernetes quantities.
@@ -132,7 +140,7 @@ impl Classify for JobError {
     }
 }
 
-/// The objects that run `os_build`.
+/// The objects that run `os_build` in a pod of `shape`.
 ///
 /// # Errors
 ///
@@ -142,6 +150,7 @@ pub fn build_objects(
     inputs: &BuildInputs,
     rendered: &Rendered,
     credentials: &Credentials,
+    shape: PodShape,
     settings: &JobSettings,
 ) -> Result<BuildObjects, JobError> {
     let mut controller = os_build
@@ -239,6 +248,7 @@ pub fn build_objects(
                     &controller.uid,
                     inputs,
                     rendered.user_line_offset,
+                    shape,
                     settings,
                 ),
                 ..JobSpec::default()

@@ -11,6 +11,7 @@
 //! | which objects, under which keys? | [`api`] |
 //! | what is built, under which name? | [`wanted`], [`inputs`], [`yaml`], [`render`] |
 //! | with which objects, and how does the Job stand? | [`job`], [`secrets`], [`phase`] |
+//! | which pods does the cluster take? | [`trial`] |
 //! | what is to be done? | [`os_config`], [`os_build`], [`plan`] |
 //! | who does it? | [`apply`], [`ledger`], [`registries`] |
 //! | does anything need an image? | [`usage`] |
@@ -47,6 +48,7 @@ pub mod run;
 pub mod secrets;
 pub mod settings;
 pub mod telemetry;
+pub mod trial;
 pub mod usage;
 pub mod wanted;
 pub mod watches;

@@ -20,7 +20,7 @@ use crate::cache::Cache;
 use crate::context::Context;
 use crate::error::Error;
 use crate::inputs::OptionalMounts;
-use crate::job::JobSettings;
+use crate::job::{JobSettings, PodShape};
 use crate::registries::{Answer, read_controller_config};
 use crate::usage::Users;
 use crate::wanted::Wanted;
@@ -55,6 +55,12 @@ pub trait Live: Sync {
 
     /// Why no pod could be made for the Job with this UID, as its controller told last.
     fn refused_pod(&self, job_uid: &str) -> impl Read<Option<String>>;
+
+    /// What the node has against starting the pod with this UID, as it told last.
+    fn refused_start(&self, pod_uid: &str) -> impl Read<Option<String>>;
+
+    /// The shape of pods of builds, or why the cluster takes none.
+    fn pod_shape(&self) -> impl Read<Result<PodShape, String>>;
 
     /// The MachineConfig of this name, whole.
     fn machine_config(&self, name: &str) -> impl Read<Option<MachineConfig>>;
@@ -122,17 +128,23 @@ impl Live for Context {
     }
 
     async fn refused_pod(&self, job_uid: &str) -> Result<Option<String>, Error> {
-        let events: Api<Event> = self.namespaced();
-        let selector = format!("involvedObject.uid={job_uid},reason=FailedCreate");
-        let events = events
-            .list(&ListParams::default().fields(&selector))
-            .await
-            .map_err(failed(|| format!("Events with {selector}")))?;
-        let newest = events
-            .items
-            .into_iter()
-            .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
-        Ok(newest.and_then(|event| event.message))
+        newest_event(
+            &self.namespaced(),
+            &format!("involvedObject.uid={job_uid},reason=FailedCreate"),
+        )
+        .await
+    }
+
+    async fn refused_start(&self, pod_uid: &str) -> Result<Option<String>, Error> {
+        newest_event(
+            &self.namespaced(),
+            &format!("involvedObject.uid={pod_uid},type=Warning"),
+        )
+        .await
+    }
+
+    async fn pod_shape(&self) -> Result<Result<PodShape, String>, Error> {
+        self.trials.shape(&self.client, &self.settings).await
     }
 
     async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {
@@ -183,6 +195,19 @@ impl Live for Context {
     async fn look(&self, image: &Reference, push_secret: &str, manifest: bool) -> Answer {
         self.registries.look(image, push_secret, manifest).await
     }
+}
+
+/// What the newest event with `selector` says.
+async fn newest_event(events: &Api<Event>, selector: &str) -> Result<Option<String>, Error> {
+    let events = events
+        .list(&ListParams::default().fields(selector))
+        .await
+        .map_err(failed(|| format!("Events with {selector}")))?;
+    let newest = events
+        .items
+        .into_iter()
+        .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
+    Ok(newest.and_then(|event| event.message))
 }
 
 async fn get<K>(api: &Api<K>, kind: &'static str, name: &str) -> Result<Option<K>, Error>

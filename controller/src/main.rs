@@ -1,11 +1,14 @@
 //! The controller program.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use kube::Client;
 use strata_controller::settings::RunArgs;
-use strata_controller::{run, telemetry};
+use strata_controller::settings::Settings;
+use strata_controller::{run, telemetry, trial};
 
 /// Builds an operating-system image for each MachineOSConfig of a cluster, and removes images that nothing needs.
 #[derive(Parser)]
@@ -19,11 +22,21 @@ struct Program {
 enum Command {
     /// Run the controller until it is told to stop
     Run(Box<RunArgs>),
+    /// Say which pods for builds the cluster takes, with the settings of run; nothing is created
+    Doctor(Box<RunArgs>),
 }
 
 fn main() -> ExitCode {
-    let Command::Run(arguments) = Program::parse().command;
-    match start(*arguments) {
+    let done = match Program::parse().command {
+        Command::Run(arguments) => start(*arguments, async |client, settings| {
+            Ok(run::run(client, settings).await?)
+        }),
+        Command::Doctor(arguments) => start(*arguments, async |client, settings| {
+            let told = trial::doctor(&client, &settings.job).await?;
+            Ok(writeln!(std::io::stdout(), "{}", told.trim_end())?)
+        }),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -32,7 +45,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(arguments: RunArgs) -> anyhow::Result<()> {
+fn start(
+    arguments: RunArgs,
+    work: impl AsyncFnOnce(Client, Settings) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     telemetry::init(&arguments.log.filter, arguments.log.format)?;
     let settings = arguments.validate()?;
     // ring is the only provider compiled in; whoever came first installed the same one
@@ -42,10 +58,9 @@ fn start(arguments: RunArgs) -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?
         .block_on(async {
-            let client = kube::Client::try_default()
+            let client = Client::try_default()
                 .await
                 .context("find a cluster: in one, or by KUBECONFIG")?;
-            run::run(client, settings).await?;
-            Ok(())
+            work(client, settings).await
         })
 }

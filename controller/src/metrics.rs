@@ -20,6 +20,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 use strata_builder::error::Class;
 
+use crate::job::PodShape;
 use crate::phase::Phase;
 
 /// Which reconciler.
@@ -104,6 +105,11 @@ struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShapeLabels {
+    shape: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabels {
     pool: String,
 }
@@ -175,6 +181,7 @@ struct Inner {
     steps: Family<StepOutcomeLabels, Counter>,
     step_seconds: Histograms<StepLabels>,
     leader: Gauge,
+    build_pod: Family<ShapeLabels, Gauge>,
     deletions: Family<OutcomeLabels, Counter>,
     ledger_entries: Gauge,
     build_state: Family<PoolStateLabels, Gauge>,
@@ -242,6 +249,12 @@ impl Metrics {
                 "strata_leader",
                 "1 while this replica holds the Lease",
                 Gauge::default(),
+            ),
+            build_pod: registered(
+                r,
+                "strata_build_pod",
+                "1 for the shape of the pods that builds get",
+                Family::default(),
             ),
             deletions: registered(
                 r,
@@ -354,6 +367,17 @@ impl Metrics {
     /// Whether this replica works.
     pub fn leader(&self, leading: bool) {
         self.0.leader.set(i64::from(leading));
+    }
+
+    /// Builds get pods of this shape.
+    pub fn build_pod(&self, chosen: PodShape) {
+        for shape in PodShape::ALL {
+            let labels = ShapeLabels {
+                shape: shape.name(),
+            };
+            let gauge = self.0.build_pod.get_or_create(&labels);
+            gauge.set(i64::from(shape == chosen));
+        }
     }
 
     /// An image was to be removed.

@@ -34,9 +34,11 @@ use crate::error::Error;
 use crate::events::Recorder;
 use crate::lease::{self, Leadership, LeaseError, Lost};
 use crate::ledger::{self, Ledger};
+use crate::live::Live as _;
 use crate::metrics::{Kind, Metrics};
 use crate::registries::Registries;
 use crate::settings::Settings;
+use crate::trial::Trials;
 use crate::watches::{self, Queues, Requests};
 use crate::{os_build, os_config, pool};
 
@@ -197,6 +199,7 @@ async fn work(
         unneeded: Arc::clone(&queues.unneeded),
         backoff: Backoff::new(),
         settings: job,
+        trials: Trials::new(metrics.clone()),
         registries,
         metrics,
         cache,
@@ -234,6 +237,7 @@ async fn work(
                 pool::reconcile,
             ),
             drain(&context, shutdown),
+            try_pods(&context),
         );
     };
     let limit = async {
@@ -355,6 +359,16 @@ async fn drain(context: &Context, shutdown: &CancellationToken) {
             () = tokio::time::sleep(LEDGER_PAUSE) => {}
             () = shutdown.cancelled() => return,
         }
+    }
+}
+
+/// Finds out before the first build which pods the cluster takes.
+async fn try_pods(context: &Context) {
+    if let Err(error) = context.pod_shape().await {
+        warn!(
+            error = chain(&error),
+            "not known yet which pods the cluster takes; the first build asks again"
+        );
     }
 }
 

@@ -11,9 +11,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Toleration;
 use strata_builder::error::{Class, Classify};
 use strata_builder::reference::{InvalidReference, Reference};
+use strata_builder::sandbox::Tier;
 
 use crate::api::DEFAULT_NAMESPACE;
-use crate::job::{JobSettings, Resources};
+use crate::job::{JobSettings, PodShape, Resources};
 use crate::telemetry::LogFormat;
 
 /// Where the kernel tells the host name, which is the pod's name in a pod.
@@ -141,6 +142,23 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     pub build_toleration: Vec<String>,
+    /// Shape of build pods: userns, userns-pull, rootless, rootless-default, privileged; or auto, the best of them that the
+    /// cluster takes, but for privileged
+    #[arg(
+        long,
+        env = "STRATA_BUILD_POD",
+        value_name = "SHAPE",
+        default_value = "auto"
+    )]
+    pub build_pod: String,
+    /// Tier that the builder runs in, as strata-builder's --tier; auto is the best that its pod allows
+    #[arg(
+        long,
+        env = "STRATA_BUILD_TIER",
+        value_name = "TIER",
+        default_value = "auto"
+    )]
+    pub build_tier: String,
     /// How to log.
     #[command(flatten)]
     pub log: LogArgs,
@@ -230,6 +248,8 @@ impl RunArgs {
             build_storage_limit,
             build_priority_class,
             build_toleration,
+            build_pod,
+            build_tier,
             log: _,
         } = self;
         if let Err(source) = builder_image.parse::<Reference>() {
@@ -302,6 +322,13 @@ impl RunArgs {
                         )
                     })
                     .transpose()?,
+                shape: shape(build_pod)?,
+                tier: checked(
+                    "--build-tier (STRATA_BUILD_TIER)",
+                    build_tier,
+                    is_tier,
+                    TIER,
+                )?,
             },
             listen: listen
                 .parse()
@@ -328,6 +355,10 @@ const LISTEN: &str = "an IP address with a port, like 0.0.0.0:8797 or [::]:8797"
 const QUANTITY: &str = "a Kubernetes quantity above 0, like 500m, 2, 512Mi or 8Gi";
 const DEADLINE: &str = "a duration from 1s to 720h, like 90s, 45m, 2h or 1h30m";
 const TOLERATION: &str = "KEY, KEY=VALUE, KEY:EFFECT or KEY=VALUE:EFFECT, with EFFECT one of NoSchedule, PreferNoSchedule, NoExecute";
+
+const SHAPE: &str =
+    "auto or the shape of a pod: userns, userns-pull, rootless, rootless-default or privileged";
+const TIER: &str = "a tier of strata-builder: auto, flat, root, userns, rootless, root-flat, userns-flat, rootless-flat or copy";
 
 fn form(flag: &'static str, text: String, wanted: &'static str) -> SettingsError {
     SettingsError::Form { flag, text, wanted }
@@ -402,6 +433,21 @@ fn deadline(text: String) -> Result<Duration, SettingsError> {
             DEADLINE,
         )),
     }
+}
+
+/// None for `auto`.
+fn shape(text: String) -> Result<Option<PodShape>, SettingsError> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    match PodShape::named(&text) {
+        Some(shape) => Ok(Some(shape)),
+        None => Err(form("--build-pod (STRATA_BUILD_POD)", text, SHAPE)),
+    }
+}
+
+fn is_tier(text: &str) -> bool {
+    matches!(text, "auto" | "flat") || Tier::LADDER.iter().any(|tier| tier.name() == text)
 }
 
 fn toleration(text: String) -> Result<Toleration, SettingsError> {

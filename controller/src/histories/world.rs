@@ -27,7 +27,7 @@ use crate::cache::{
 use crate::error::Error;
 use crate::fixtures;
 use crate::inputs::OptionalMounts;
-use crate::job::JobSettings;
+use crate::job::{JobSettings, PodShape};
 use crate::ledger::Entry;
 use crate::live::Live;
 use crate::registries::Answer;
@@ -543,6 +543,15 @@ impl Live for World {
 
     async fn refused_pod(&self, _job_uid: &str) -> Result<Option<String>, Error> {
         Ok(None)
+    }
+
+    async fn refused_start(&self, _pod_uid: &str) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    async fn pod_shape(&self) -> Result<Result<PodShape, String>, Error> {
+        self.read()?;
+        Ok(Ok(PodShape::Userns))
     }
 
     async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {

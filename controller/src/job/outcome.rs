@@ -20,6 +20,8 @@ pub enum JobOutcome {
     Building {
         /// What it waits for, or how often it has failed.
         progress: Option<String>,
+        /// The pod that its node has not started yet; why not, only events tell.
+        starting: Option<Box<Pod>>,
     },
     /// A pod has ended well; the Job may not have noticed yet.
     Complete {
@@ -78,6 +80,7 @@ pub fn outcome(job: &Job, pods: &[Pod]) -> JobOutcome {
         };
     }
     JobOutcome::Building {
+        starting: newest.filter(|pod| is_starting(pod)).cloned().map(Box::new),
         progress: newest.and_then(waiting).or_else(|| {
             let last = newest.and_then(end_of);
             (failed > 0).then(|| match last {
@@ -226,14 +229,21 @@ fn told(failure: &Failure) -> String {
     told
 }
 
+/// Whether a node has it, and has not come to its container yet.
+fn is_starting(pod: &Pod) -> bool {
+    let waiting = state(pod).and_then(|state| state.waiting.as_ref());
+    let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
+    matches!(reason, Some("ContainerCreating" | "PodInitializing"))
+}
+
 /// What a pod that doesn't run waits for.
 fn waiting(pod: &Pod) -> Option<String> {
     if let Some(waiting) = state(pod).and_then(|state| state.waiting.as_ref()) {
-        let reason = waiting.reason.as_deref().unwrap_or("waiting");
         // Every pod is told so for its first moments.
-        if matches!(reason, "ContainerCreating" | "PodInitializing") {
+        if is_starting(pod) {
             return None;
         }
+        let reason = waiting.reason.as_deref().unwrap_or("waiting");
         return Some(match waiting.message.as_deref() {
             Some(message) => format!("its pod waits: {reason}: {message}"),
             None => format!("its pod waits: {reason}"),

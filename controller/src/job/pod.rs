@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    AppArmorProfile, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar,
-    ImageVolumeSource, KeyToPath, LocalObjectReference, PodSpec, PodTemplateSpec,
-    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, ImageVolumeSource, KeyToPath,
+    LocalObjectReference, Pod, PodSpec, PodTemplateSpec, ResourceRequirements, SecretVolumeSource,
+    Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use strata_builder::reference::Reference;
 
 use super::{
-    CONTAINER, CONTAINERFILE_KEY, JobSettings, MACHINE_CONFIG_KEY, Resources, TRUST_BUNDLE_KEY,
-    labels,
+    CONTAINER, CONTAINERFILE_KEY, JobSettings, MACHINE_CONFIG_KEY, PodShape, Resources,
+    TRUST_BUNDLE_KEY, labels,
 };
 use crate::api::machine_os_config::ContainerfileArch;
 use crate::api::name;
@@ -38,52 +38,20 @@ pub(super) fn template(
     build_uid: &str,
     inputs: &BuildInputs,
     generated_lines: usize,
+    shape: PodShape,
     settings: &JobSettings,
 ) -> PodTemplateSpec {
     let file = inputs.containerfile.as_ref();
     let arch = file.map_or(ContainerfileArch::NoArch, |file| file.containerfile_arch);
-    let (volumes, mounts) = volumes(inputs).into_iter().unzip();
-    let arguments = arguments(build_uid, inputs, generated_lines, settings);
-    PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels(inputs)),
-            ..ObjectMeta::default()
-        }),
-        spec: Some(PodSpec {
-            automount_service_account_token: Some(false),
-            containers: vec![container(arguments, inputs, settings, mounts)],
-            enable_service_links: Some(false),
-            host_users: Some(false),
-            image_pull_secrets: Some(vec![LocalObjectReference {
-                name: name::pull_secret(inputs.name.as_str()),
-            }]),
-            node_selector: Some(BTreeMap::from([(
-                "kubernetes.io/arch".to_owned(),
-                arch.node_label().to_owned(),
-            )])),
-            priority_class_name: settings.priority_class.clone(),
-            restart_policy: Some("Never".to_owned()),
-            service_account_name: Some(settings.service_account.clone()),
-            termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
-            tolerations: (!settings.tolerations.is_empty()).then(|| settings.tolerations.clone()),
-            volumes: Some(volumes),
-            ..PodSpec::default()
-        }),
-    }
-}
-
-fn container(
-    arguments: Vec<String>,
-    inputs: &BuildInputs,
-    settings: &JobSettings,
-    mounts: Vec<VolumeMount>,
-) -> Container {
-    Container {
-        name: CONTAINER.to_owned(),
-        image: Some(settings.builder_image.clone()),
-        image_pull_policy: Some("IfNotPresent".to_owned()),
-        command: Some(vec!["strata-builder".to_owned()]),
-        args: Some(arguments),
+    let (volumes, mounts) = volumes(inputs, shape).into_iter().unzip();
+    let container = Container {
+        args: Some(arguments(
+            build_uid,
+            inputs,
+            generated_lines,
+            shape,
+            settings,
+        )),
         env: Some(
             proxy(inputs)
                 .into_iter()
@@ -95,21 +63,84 @@ fn container(
                 .collect(),
         )
         .filter(|env: &Vec<_>| !env.is_empty()),
-        resources: Some(resources(&settings.resources)),
-        security_context: Some(SecurityContext {
-            // Both default profiles forbid the mounts that the builder makes in its own namespace.
-            app_armor_profile: Some(AppArmorProfile {
-                type_: "Unconfined".to_owned(),
-                localhost_profile: None,
-            }),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "Unconfined".to_owned(),
-                localhost_profile: None,
-            }),
-            // The kernel lets a nested namespace mount a proc of its own only if this one hides nothing.
-            proc_mount: Some("Unmasked".to_owned()),
-            ..SecurityContext::default()
+        ..container(shape, settings, mounts)
+    };
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels(inputs)),
+            ..ObjectMeta::default()
         }),
+        spec: Some(PodSpec {
+            image_pull_secrets: Some(vec![LocalObjectReference {
+                name: name::pull_secret(inputs.name.as_str()),
+            }]),
+            node_selector: Some(BTreeMap::from([(
+                "kubernetes.io/arch".to_owned(),
+                arch.node_label().to_owned(),
+            )])),
+            ..spec(shape, settings, container, volumes)
+        }),
+    }
+}
+
+/// A pod that asks for what a build's pod of this shape asks for, and belongs to no build: to see whether it would be taken.
+#[must_use]
+pub fn trial(shape: PodShape, settings: &JobSettings) -> Pod {
+    let mut parts = vec![scratch()];
+    // any reference does: it is not pulled
+    if shape.has_image_volumes()
+        && let Ok(image_reference) = settings.builder_image.parse()
+    {
+        parts.push(image("base", &image_reference, BASE));
+    }
+    let (volumes, mounts) = parts.into_iter().unzip();
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(format!("strata-trial-{}", shape.name())),
+            namespace: Some(settings.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec(
+            shape,
+            settings,
+            container(shape, settings, mounts),
+            volumes,
+        )),
+        status: None,
+    }
+}
+
+/// What depends on shape and settings only.
+fn spec(
+    shape: PodShape,
+    settings: &JobSettings,
+    container: Container,
+    volumes: Vec<Volume>,
+) -> PodSpec {
+    PodSpec {
+        automount_service_account_token: Some(false),
+        containers: vec![container],
+        enable_service_links: Some(false),
+        host_users: shape.host_users(),
+        priority_class_name: settings.priority_class.clone(),
+        restart_policy: Some("Never".to_owned()),
+        security_context: shape.pod_context(),
+        service_account_name: Some(settings.service_account.clone()),
+        termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
+        tolerations: (!settings.tolerations.is_empty()).then(|| settings.tolerations.clone()),
+        volumes: Some(volumes),
+        ..PodSpec::default()
+    }
+}
+
+fn container(shape: PodShape, settings: &JobSettings, mounts: Vec<VolumeMount>) -> Container {
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(settings.builder_image.clone()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(vec!["strata-builder".to_owned()]),
+        resources: Some(resources(&settings.resources)),
+        security_context: Some(shape.container_context()),
         termination_message_path: Some(REPORT.to_owned()),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
@@ -121,9 +152,9 @@ fn arguments(
     build_uid: &str,
     inputs: &BuildInputs,
     generated_lines: usize,
+    shape: PodShape,
     settings: &JobSettings,
 ) -> Vec<String> {
-    let base_rootfs = |image: &Reference, directory: &str| format!("{image}={directory}");
     let mut arguments: Vec<String> = vec!["build".to_owned()];
     let mut flag = |name: &str, value: String| {
         arguments.push(format!("--{name}"));
@@ -135,9 +166,8 @@ fn arguments(
     );
     flag("generated-lines", generated_lines.to_string());
     flag("context", CONTEXT.to_owned());
-    flag("base-rootfs", base_rootfs(&inputs.base_image, BASE));
-    if let Some(image) = &inputs.extensions_image {
-        flag("base-rootfs", base_rootfs(image, EXTENSIONS));
+    for (_, image, path) in from_node(inputs, shape) {
+        flag("base-rootfs", format!("{image}={path}"));
     }
     flag("push", inputs.push.to_string());
     flag("pull-authfile", format!("{PULL}/config.json"));
@@ -159,13 +189,25 @@ fn arguments(
     flag("build-uid", build_uid.to_owned());
     flag("source-date-epoch", epoch(inputs).to_string());
     flag("scratch", SCRATCH.to_owned());
-    flag("tier", "auto".to_owned());
+    flag("tier", settings.tier.clone());
     flag("progress", "plain".to_owned());
     flag("report", REPORT.to_owned());
     for (name, value) in proxy(inputs) {
         flag("build-arg", format!("{name}={value}"));
     }
     arguments
+}
+
+/// Images that the node brings: the pod's volume, what is in it, and where the builder finds it.
+fn from_node(inputs: &BuildInputs, shape: PodShape) -> Vec<(&str, &Reference, &str)> {
+    if !shape.has_image_volumes() {
+        return Vec::new();
+    }
+    let mut images = vec![("base", &inputs.base_image, BASE)];
+    if let Some(extensions) = &inputs.extensions_image {
+        images.push(("extensions", extensions, EXTENSIONS));
+    }
+    images
 }
 
 /// What steps see beside the image: the pod's volume, where the builder finds it, and where the steps do.
@@ -268,7 +310,7 @@ fn resources(resources: &Resources) -> ResourceRequirements {
 }
 
 /// Each volume with its one mount.
-fn volumes(inputs: &BuildInputs) -> Vec<(Volume, VolumeMount)> {
+fn volumes(inputs: &BuildInputs, shape: PodShape) -> Vec<(Volume, VolumeMount)> {
     let build = inputs.name.as_str();
     let mut volumes = vec![
         config_map(
@@ -292,19 +334,14 @@ fn volumes(inputs: &BuildInputs) -> Vec<(Volume, VolumeMount)> {
         ),
         secret("base-image-pull-creds", name::pull_secret(build), PULL),
         secret("final-image-push-creds", name::push_secret(build), PUSH),
-        image("base", &inputs.base_image, BASE),
-        (
-            Volume {
-                name: "scratch".to_owned(),
-                empty_dir: Some(EmptyDirVolumeSource::default()),
-                ..Volume::default()
-            },
-            mount("scratch", SCRATCH, false),
-        ),
     ];
-    if let Some(extensions) = &inputs.extensions_image {
-        volumes.push(image("extensions", extensions, EXTENSIONS));
-    }
+    let images = from_node(inputs, shape);
+    volumes.extend(
+        images
+            .into_iter()
+            .map(|(volume, reference, path)| image(volume, reference, path)),
+    );
+    volumes.push(scratch());
     volumes.extend(
         shared_with_steps(inputs)
             .into_iter()
@@ -314,6 +351,17 @@ fn volumes(inputs: &BuildInputs) -> Vec<(Volume, VolumeMount)> {
             }),
     );
     volumes
+}
+
+fn scratch() -> (Volume, VolumeMount) {
+    (
+        Volume {
+            name: "scratch".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource::default()),
+            ..Volume::default()
+        },
+        mount("scratch", SCRATCH, false),
+    )
 }
 
 fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {

@@ -16,6 +16,8 @@ fn settings() -> JobSettings {
         resources: Resources::default(),
         tolerations: Vec::new(),
         priority_class: None,
+        shape: None,
+        tier: "auto".to_owned(),
     }
 }
 
@@ -47,13 +49,18 @@ fn credentials() -> Credentials {
     }
 }
 
-fn objects(inputs: &BuildInputs, settings: &JobSettings) -> Result<BuildObjects, JobError> {
+fn objects(
+    inputs: &BuildInputs,
+    shape: PodShape,
+    settings: &JobSettings,
+) -> Result<BuildObjects, JobError> {
     let rendered = render(inputs).unwrap();
     build_objects(
         &os_build(inputs),
         inputs,
         &rendered,
         &credentials(),
+        shape,
         settings,
     )
 }
@@ -72,7 +79,7 @@ fn a_plain_build_is_these_objects() {
         mut config_maps,
         secrets,
         job,
-    } = objects(&fixtures::inputs(), &settings()).unwrap();
+    } = objects(&fixtures::inputs(), PodShape::Userns, &settings()).unwrap();
     golden("job.yaml", &serde_yaml_ng::to_string(&job).unwrap());
     // The text has a golden file of its own, and packing is tested by unpacking.
     for config_map in &mut config_maps {
@@ -108,7 +115,7 @@ fn everything_that_can_be_asked_for_is_in_the_job() {
         operator: Some("Exists".to_owned()),
         ..Toleration::default()
     }];
-    let job = objects(&inputs, &settings).unwrap().job;
+    let job = objects(&inputs, PodShape::Userns, &settings).unwrap().job;
     golden("job-full.yaml", &serde_yaml_ng::to_string(&job).unwrap());
 }
 
@@ -117,7 +124,59 @@ fn what_no_job_can_be_made_of_is_named() {
     let mut inputs = fixtures::inputs();
     inputs.trust_bundle = Some("~".to_owned());
     assert_eq!(
-        objects(&inputs, &settings()).unwrap_err().to_string(),
+        objects(&inputs, PodShape::Userns, &settings())
+            .unwrap_err()
+            .to_string(),
         "ControllerConfig machine-config-controller, spec.additionalTrustBundle is no base64"
     );
+}
+
+#[test]
+fn each_shape_has_a_pod_of_its_own() {
+    let mut inputs = fixtures::inputs();
+    inputs.extensions_image = Some("quay.io/org/extensions:v1".parse().unwrap());
+    let job = objects(&inputs, PodShape::Rootless, &settings())
+        .unwrap()
+        .job;
+    golden(
+        "job-rootless.yaml",
+        &serde_yaml_ng::to_string(&job).unwrap(),
+    );
+    // all that depends on the shape, but for the builder's arguments
+    let pods: Vec<_> = PodShape::ALL.map(|shape| trial(shape, &settings())).into();
+    golden("trials.yaml", &serde_yaml_ng::to_string(&pods).unwrap());
+}
+
+#[test]
+fn a_trial_pod_asks_for_all_that_the_pod_of_a_build_asks_for() {
+    let mut settings = settings();
+    settings.priority_class = Some("low".to_owned());
+    for shape in PodShape::ALL {
+        let job = objects(&fixtures::inputs(), shape, &settings).unwrap().job;
+        let mut pod = job.spec.unwrap().template.spec.unwrap();
+        let mut trial = trial(shape, &settings).spec.unwrap();
+        // what a build brings along
+        pod.image_pull_secrets = None;
+        pod.node_selector = None;
+        pod.containers[0].args = None;
+        let is_of_build = |volume: &k8s_openapi::api::core::v1::Volume| {
+            volume.config_map.is_some() || volume.secret.is_some()
+        };
+        pod.volumes
+            .as_mut()
+            .unwrap()
+            .retain(|one| !is_of_build(one));
+        for spec in [&mut pod, &mut trial] {
+            let volumes = spec.volumes.as_mut().unwrap();
+            volumes.sort_by(|a, b| a.name.cmp(&b.name));
+            for image in volumes.iter_mut().filter_map(|one| one.image.as_mut()) {
+                image.reference = None;
+            }
+            let known: Vec<_> = volumes.iter().map(|volume| volume.name.clone()).collect();
+            let mounts = spec.containers[0].volume_mounts.as_mut().unwrap();
+            mounts.retain(|mount| known.contains(&mount.name));
+            mounts.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        assert_eq!(trial, pod, "{}", shape.name());
+    }
 }

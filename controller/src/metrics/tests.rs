@@ -33,6 +33,8 @@ fn every_count_has_its_name_its_labels_and_base_units() {
     metrics.step("create-job", Outcome::Done, Duration::from_millis(500));
     metrics.step("create-job", Outcome::Failed, Duration::from_millis(500));
     metrics.leader(true);
+    metrics.build_pod(PodShape::Userns);
+    metrics.build_pod(PodShape::Rootless);
     metrics.image_deletion(Deletion::Refused);
     metrics.ledger_entries(3);
     metrics.objects(Kind::OsConfig, 7);
@@ -42,6 +44,11 @@ fn every_count_has_its_name_its_labels_and_base_units() {
         found,
         [
             r#"mco_mosc_count 7"#,
+            r#"strata_build_pod{shape="privileged"} 0"#,
+            r#"strata_build_pod{shape="rootless"} 1"#,
+            r#"strata_build_pod{shape="rootless-default"} 0"#,
+            r#"strata_build_pod{shape="userns"} 0"#,
+            r#"strata_build_pod{shape="userns-pull"} 0"#,
             r#"strata_image_deletions_total{outcome="refused"} 1"#,
             r#"strata_leader 1"#,
             r#"strata_ledger_entries 3"#,

@@ -21,6 +21,7 @@ use crate::os_config::controls;
 use crate::phase::Phase;
 use crate::plan::Target;
 use crate::registries::Answer;
+use crate::trial;
 use crate::usage::Use;
 use crate::wanted::degraded;
 
@@ -211,6 +212,18 @@ async fn job(live: &impl Live, os_build: &MachineOSBuild) -> Result<JobState, Er
             .refused_pod(&job.uid().unwrap_or_default())
             .await?
             .map(|why| format!("its Job can't make a pod: {why}"));
+    }
+    if let JobOutcome::Building {
+        progress: progress @ None,
+        starting: Some(pod),
+    } = &mut outcome
+        && let Some(why) = live.refused_start(&pod.uid().unwrap_or_default()).await?
+    {
+        let remedy = pod.spec.as_ref().and_then(|spec| trial::remedy(spec, &why));
+        let remedy = remedy
+            .map(|remedy| format!("; {remedy}"))
+            .unwrap_or_default();
+        *progress = Some(format!("its node can't start its pod: {why}{remedy}"));
     }
     Ok(JobState::Present(Box::new(JobSeen {
         target: Target::of(&job),

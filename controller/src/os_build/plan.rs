@@ -60,7 +60,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Until the next look at what keeps a build from starting, besides at every change: not everything is watched.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Until the next look at a Job that has no pod, besides at every change.
+/// Until the next look at a Job that has no pod, or at a pod that is not started, besides at every change.
 const LOOK_FOR_POD: Duration = Duration::from_secs(5);
 
 /// The plan for what was observed at `now`.
@@ -247,7 +247,7 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
             // no watch tells why its pod isn't made
             Plan::new("running", steps).again_after(LOOK_FOR_POD)
         }
-        Some(JobOutcome::Building { progress }) => {
+        Some(JobOutcome::Building { progress, starting }) => {
             let mut steps = say(observed, Phase::Building, progress.as_deref(), now);
             if Phase::of_build(&observed.os_build) != Phase::Building {
                 steps.push(Step::Tell(Notice::new(
@@ -255,7 +255,12 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
                     "the build's pod was created",
                 )));
             }
-            Plan::new("running", steps)
+            let plan = Plan::new("running", steps);
+            match starting {
+                // no watch tells why its node doesn't start it
+                Some(_) => plan.again_after(LOOK_FOR_POD),
+                None => plan,
+            }
         }
         Some(JobOutcome::Complete { finished, report }) => {
             let finished = finished.or(job.created).unwrap_or(now);

@@ -81,8 +81,13 @@ pub async fn prepare(
         Ok(credentials) => credentials,
         Err(what) => return Ok(Preparation::Waiting(what)),
     };
+    let shape = match live.pod_shape().await? {
+        Ok(shape) => shape,
+        Err(why) => return Ok(Preparation::Waiting(why)),
+    };
+    let settings = live.settings();
     Ok(
-        match build_objects(os_build, &inputs, &rendered, &credentials, live.settings()) {
+        match build_objects(os_build, &inputs, &rendered, &credentials, shape, settings) {
             Ok(objects) => Preparation::Ready(Box::new(Prepared {
                 content_key: inputs.content_key(&rendered.containerfile),
                 objects,

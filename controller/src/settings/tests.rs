@@ -36,6 +36,8 @@ fn without_flags_everything_but_the_image_has_its_default() {
                 resources: Resources::default(),
                 tolerations: Vec::new(),
                 priority_class: None,
+                shape: None,
+                tier: "auto".to_owned(),
             },
             listen: "0.0.0.0:8797".parse().unwrap(),
             identity: "strata-controller-7f-x".to_owned(),
@@ -65,6 +67,20 @@ fn flags_repeat_and_take_lists_and_empty_ones_are_as_if_not_given() {
     assert_eq!(settings.job.tolerations.len(), 1);
     assert_eq!(settings.job.priority_class, None);
     assert!(!settings.identity.is_empty(), "the host name");
+}
+
+#[test]
+fn every_shape_and_every_tier_can_be_asked_for() {
+    for shape in PodShape::ALL {
+        let settings = parse(&["--build-pod", shape.name()]).validate().unwrap();
+        assert_eq!(settings.job.shape, Some(shape));
+        assert!(SHAPE.contains(shape.name()));
+    }
+    for tier in Tier::LADDER.map(Tier::name).iter().chain(&["flat"]) {
+        let settings = parse(&["--build-tier", tier]).validate().unwrap();
+        assert_eq!(settings.job.tier, *tier);
+        assert!(TIER.contains(tier));
+    }
 }
 
 #[test]
@@ -126,6 +142,14 @@ fn a_wrong_flag_is_named_with_what_to_write() {
             ["--build-toleration", "a:Never"],
             "--build-toleration (STRATA_BUILD_TOLERATION) \"a:Never\" must be KEY, KEY=VALUE, KEY:EFFECT or KEY=VALUE:EFFECT, with EFFECT one of NoSchedule, PreferNoSchedule, NoExecute",
         ),
+        (
+            ["--build-pod", "best"],
+            "--build-pod (STRATA_BUILD_POD) \"best\" must be auto or the shape of a pod: userns, userns-pull, rootless, rootless-default or privileged",
+        ),
+        (
+            ["--build-tier", "rootless-overlay"],
+            "--build-tier (STRATA_BUILD_TIER) \"rootless-overlay\" must be a tier of strata-builder: auto, flat, root, userns, rootless, root-flat, userns-flat, rootless-flat or copy",
+        ),
     ] {
         let mut all = vec!["strata-controller"];
         if flags[0] != "--builder-image" {
@@ -162,6 +186,8 @@ fn the_help_shows_every_flag_with_its_variable_and_default() {
         "[env: STRATA_BUILD_STORAGE_REQUEST=] [default: 8Gi]",
         "[env: STRATA_BUILD_STORAGE_LIMIT=] [default: 30Gi]",
         "[env: STRATA_BUILD_PRIORITY_CLASS=]",
+        "[env: STRATA_BUILD_POD=] [default: auto]",
+        "[env: STRATA_BUILD_TIER=] [default: auto]",
         "--build-toleration <KEY[=VALUE][:EFFECT]>",
         "[env: STRATA_LOG=] [default: info]",
         "[env: STRATA_LOG_FORMAT=] [default: text]",

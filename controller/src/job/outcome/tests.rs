@@ -134,7 +134,9 @@ fn a_job_without_an_end_is_prepared_until_there_is_a_pod() {
     let creating = json!({"waiting": {"reason": "ContainerCreating"}});
     let building = |progress: Option<&str>| JobOutcome::Building {
         progress: progress.map(str::to_owned),
+        starting: None,
     };
+    let starting = pod("Pending", creating);
     for (status, pods, wanted) in [
         (json!({}), vec![], JobOutcome::Prepared { waiting: None }),
         (json!({"active": 1}), vec![], building(None)),
@@ -145,8 +147,11 @@ fn a_job_without_an_end_is_prepared_until_there_is_a_pod() {
         ),
         (
             json!({"active": 1}),
-            vec![pod("Pending", creating)],
-            building(None),
+            vec![starting.clone()],
+            JobOutcome::Building {
+                progress: None,
+                starting: Some(Box::new(starting)),
+            },
         ),
         (
             json!({"active": 1}),

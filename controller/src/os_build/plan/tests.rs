@@ -8,7 +8,7 @@ use strata_builder::contract::{Outcome, REPORT_VERSION};
 use super::*;
 use crate::fixtures::{self, documented_rules, now, os_build, os_build_with_image};
 use crate::inputs::ContentKey;
-use crate::job::{BuildObjects, Credentials, build_objects};
+use crate::job::{BuildObjects, Credentials, PodShape, build_objects};
 use crate::plan::{Requeue, Target};
 use crate::render::render;
 use crate::secrets::DockerConfig;
@@ -114,8 +114,15 @@ fn prepared() -> Prepared {
         pull: DockerConfig::anonymous(),
         push: DockerConfig::anonymous(),
     };
-    let objects: BuildObjects =
-        build_objects(&os_build(), &inputs, &rendered, &credentials, &settings).unwrap();
+    let objects: BuildObjects = build_objects(
+        &os_build(),
+        &inputs,
+        &rendered,
+        &credentials,
+        PodShape::Userns,
+        &settings,
+    )
+    .unwrap();
     let content_key: ContentKey = inputs.content_key(&rendered.containerfile);
     Prepared {
         objects,
@@ -148,7 +155,12 @@ fn every_rule_has_its_steps() {
         }
         other => other,
     };
-    let running = || job(JobOutcome::Building { progress: None });
+    let running = || {
+        job(JobOutcome::Building {
+            progress: None,
+            starting: None,
+        })
+    };
     let failed = |report| {
         job(JobOutcome::Failed {
             message: "no".to_owned(),
@@ -607,6 +619,20 @@ fn a_status_that_says_it_already_is_not_written_again() {
     let second = plan(&waiting(again), later);
     assert_eq!(second.steps, []);
     assert_eq!(second.requeue, Requeue::After(LOOK_AGAIN));
+}
+
+#[test]
+fn a_pod_that_is_not_started_is_looked_at_again_though_no_watch_tells_why() {
+    let requeue = |starting| {
+        let progress = Some("its node can't start its pod: no".to_owned());
+        let observed = Observed {
+            job: job(JobOutcome::Building { progress, starting }),
+            ..seen(build_in(Phase::Building))
+        };
+        plan(&observed, now()).requeue
+    };
+    assert_eq!(requeue(Some(Box::default())), Requeue::After(LOOK_FOR_POD));
+    assert_eq!(requeue(None), Requeue::OnChange);
 }
 
 #[test]
