@@ -10,7 +10,7 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::error::{Class, Classify};
+use crate::error::{Class, Classify, is_disk_full};
 use crate::ignore::Ignore;
 use crate::root::{Root, RootError};
 
@@ -146,10 +146,8 @@ impl Classify for CopyError {
             Self::NotFound { .. } | Self::Pattern(_) | Self::InTheWay { .. } => Class::CONTENT,
             Self::Root(error) => error.class(),
             // A full disk may be less full elsewhere; anything else is about the files themselves.
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::Transient,
-                _ => Class::CONTENT,
-            },
+            Self::File { source, .. } if is_disk_full(source) => Class::Transient,
+            Self::File { .. } => Class::CONTENT,
         }
     }
 }

@@ -57,6 +57,13 @@ impl Class {
     }
 }
 
+/// True if there was no room on a disk: there may be some elsewhere, or later.
+#[must_use]
+pub fn is_disk_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 /// An error that knows its class.
 pub trait Classify {
     /// The class of this failure.

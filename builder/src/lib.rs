@@ -12,7 +12,7 @@
 //! | what does the file say, and what does the target need? | [`containerfile`], [`ignore`], [`state`] |
 //! | which image, which bytes? | [`reference`], [`digest`], [`image`] |
 //! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`tee`], [`pull`], [`unpack`] |
-//! | where do a stage's writes go, and how does a step run? | [`overlay`], [`flat`], [`root`], [`copy`], [`fetch`], [`sandbox`] |
+//! | where do a stage's writes go, and how does a step run? | [`overlay`], [`flat`], [`root`], [`copy`], [`fetch`], [`sandbox`], [`shortage`] |
 //! | how do changes become a layer? | [`layer`] |
 //! | in which order? who watches? who is told? | [`pipeline`], [`stop`], [`progress`], [`contract`], [`error`] |
 //!
@@ -42,6 +42,7 @@ pub mod reference;
 pub mod registry;
 pub mod root;
 pub mod sandbox;
+pub mod shortage;
 pub mod state;
 pub mod stop;
 pub mod store;

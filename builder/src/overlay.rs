@@ -19,7 +19,7 @@ use rustix::mount::{
     unmount,
 };
 
-use crate::error::{Class, Classify};
+use crate::error::{Class, Classify, is_disk_full};
 
 /// The namespace of the extended attributes in which overlayfs keeps its marks (`opaque`), or we ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +118,7 @@ impl Classify for OverlayError {
         match self {
             // A full or failing disk of this node; another attempt may land on another node.
             Self::Prepare { .. } => Class::Transient,
+            Self::Mount { source, .. } if is_disk_full(source) => Class::Transient,
             Self::Mount { .. } | Self::Unmount { .. } => Class::INTERNAL,
         }
     }

@@ -19,7 +19,6 @@ use crate::containerfile::graph::{self, BuildGraph, PlanOptions, Platform};
 use crate::containerfile::parse;
 use crate::containerfile::{Containerfile, Place};
 use crate::contract::{BUILD_UID_ANNOTATION, BuildReport, Outcome, REPORT_VERSION};
-use crate::error::{Class, Classify};
 use crate::image::Image;
 use crate::progress::{Event, Progress, millis};
 use crate::sandbox::{Entered, Storage};
@@ -116,7 +115,7 @@ async fn run(
                 already_there: false,
                 ..
             }) => note.delete().await,
-            Err(error) if error.class() == Class::Transient => {}
+            Err(error) if error.may_go_on() => {}
             Ok(_) | Err(_) => note.find_and_delete().await,
         }
     }

@@ -15,7 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::attributes;
-use crate::error::{Class, Classify};
+use crate::error::{Class, Classify, is_disk_full};
 
 pub mod users;
 
@@ -55,6 +55,7 @@ pub enum RootError {
 impl Classify for RootError {
     fn class(&self) -> Class {
         match self {
+            Self::Path { source, .. } if is_disk_full(source) => Class::Transient,
             Self::Path { .. } | Self::NoUser(_) | Self::NoGroup(_) => Class::CONTENT,
         }
     }

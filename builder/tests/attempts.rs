@@ -336,3 +336,124 @@ fn a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses() {
     assert_eq!(again.stdout, built.stdout);
     assert_eq!(noted(&registry), "");
 }
+
+/// Each step first does what `/marks/hog` says; no attempt sees the same one.
+const HOGS: &str = "\
+FROM base AS tool
+RUN sh /marks/hog tool && echo ran tool && echo tool > /tool
+FROM base AS configs
+COPY --from=tool /tool /tool
+RUN sh /marks/hog one && echo ran one && cat /tool > /one && mkdir /d && echo x > /d/x
+FROM configs AS final
+RUN sh /marks/hog two && echo ran two && rm /one && rm -r /d && mkdir /d && echo two > /d/two
+LABEL a=b
+RUN sh /marks/hog three && echo ran three && test ! -e /one && test ! -e /d/x && cat /d/two > /three
+";
+
+/// Attempts in a narrow place fail in each step in turn, with this status and these words; those after them, with enough of all, make the same image.
+fn attempts_in(
+    workshop: &Workshop,
+    registry: &DockerRegistry,
+    hog: &str,
+    narrow: &str,
+    (status, words): (i32, &str),
+) {
+    let marks = workshop.path("marks");
+    std::fs::create_dir_all(&marks).unwrap();
+    let volume = format!("{}:/marks:ro", marks.display());
+    let more = ["--layers", "step", "--volume", &volume];
+    let write_hog = |hog: &str| std::fs::write(marks.join("hog"), hog).unwrap();
+    write_hog("");
+    let wanted = build(workshop, &registry.host, HOGS, &more).ok().stdout;
+    for step in ["tool", "one", "two", "three"] {
+        empty(workshop);
+        write_hog(&format!("if [ $1 = {step} ]; then {hog}; fi\n"));
+        let whole = command(workshop, &registry.host, HOGS, &more);
+        let mut narrowed = Command::new("unshare");
+        narrowed.args(["-m", "sh", "-c", &format!("{narrow} && exec \"$@\""), "sh"]);
+        narrowed.arg(whole.get_program()).args(whole.get_args());
+        let built = Built::of(&narrowed.output().unwrap());
+        assert_eq!(built.status, status, "{step}: {}", built.stderr);
+        let told = built
+            .stderr
+            .lines()
+            .find(|line| line.starts_with("error: "));
+        let told = told.unwrap_or_default();
+        assert!(
+            told.contains(words) && told.contains(step),
+            "{}",
+            built.stderr
+        );
+        write_hog("");
+        let noted = noted(registry);
+        let built = build(workshop, &registry.host, HOGS, &more).ok();
+        assert_eq!(built.stdout, wanted, "after {step}: {}", built.stderr);
+        for again in ran(&built) {
+            let is_done = finished(&noted).contains(&again.as_str());
+            assert!(!is_done, "{again} ran again after {step}: {}", built.stderr);
+        }
+    }
+}
+
+#[test]
+fn an_attempt_after_one_without_room_in_any_step_makes_the_same_image() {
+    let test = "an_attempt_after_one_without_room_in_any_step_makes_the_same_image";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let scratch = workshop.path("scratch");
+    let narrow = format!("mount -t tmpfs -o size=32m tmpfs {}", scratch.display());
+    let hog = "head -c 64m /dev/zero > /big || exit 1";
+    let end = (75, "no space is left in the scratch folder");
+    attempts_in(&workshop, &registry, hog, &narrow, end);
+}
+
+/// A cgroup of this test.
+struct Limited(std::path::PathBuf);
+
+impl Limited {
+    fn new(megabytes: u64) -> Option<Self> {
+        let name = format!("strata-test-{}", std::process::id());
+        let cgroups = std::path::Path::new("/sys/fs/cgroup");
+        for (folder, file) in [
+            (cgroups.join("memory").join(&name), "memory.limit_in_bytes"),
+            (cgroups.join(&name), "memory.max"),
+        ] {
+            // What is no cgroup's file can't be written: these are never made by us.
+            if folder.parent().is_some_and(std::path::Path::exists)
+                && std::fs::create_dir(&folder).is_ok()
+            {
+                let limited = Self(folder);
+                let path = limited.0.join(file);
+                if path.exists() && std::fs::write(path, (megabytes << 20).to_string()).is_ok() {
+                    return Some(limited);
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn an_attempt_after_one_without_memory_in_any_step_makes_the_same_image() {
+    let test = "an_attempt_after_one_without_memory_in_any_step_makes_the_same_image";
+    let Some((workshop, registry)) = workshop(test) else {
+        return;
+    };
+    let Some(limited) = Limited::new(192) else {
+        return common::skip(
+            test,
+            "it needs the right to make cgroups with a memory limit",
+        );
+    };
+    let narrow = format!("echo $$ > {}/cgroup.procs", limited.0.display());
+    let hog = "dd if=/dev/zero of=/dev/null bs=400M count=1";
+    let end = (65, "out of memory (limit 192 MiB)");
+    attempts_in(&workshop, &registry, hog, &narrow, end);
+}

@@ -140,6 +140,12 @@ impl Classify for BuildError {
 }
 
 impl BuildError {
+    /// True if another attempt, perhaps with more memory or room, may go on where this one ended.
+    pub(super) fn may_go_on(&self) -> bool {
+        let is_short = matches!(self, Self::Step { source, .. } if matches!(**source, StepError::Short { .. }));
+        is_short || self.class() == Class::Transient
+    }
+
     /// True if an image that the build starts from, or its registry, is to blame.
     pub(super) fn is_of_an_image(&self) -> bool {
         match self {

@@ -36,7 +36,9 @@ pub(super) fn failure(error: &BuildError) -> Failure {
         };
     };
     let (exit_status, output) = match &**source {
-        StepError::Exit { status, output } => (Some(status.code()), output.clone()),
+        StepError::Exit { status, output } | StepError::Short { status, output, .. } => {
+            (Some(status.code()), output.clone())
+        }
         _ => (None, Vec::new()),
     };
     Failure {

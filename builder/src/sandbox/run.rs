@@ -15,7 +15,7 @@ use super::lines::Lines;
 use super::mount_points::{MountPoints, Shape};
 use super::step::{INTERNAL_RUN_STEP, StepOrder, StepReport};
 use super::{ExitStatus, MountSpec, RunSpec, StepMount};
-use crate::error::{Class, Classify};
+use crate::error::{Class, Classify, is_disk_full};
 use crate::root::{Root, RootError};
 use crate::stop::Stop;
 
@@ -68,6 +68,7 @@ impl Classify for RunError {
         match self {
             Self::NoCommand | Self::NoWorkdir(_) | Self::Program { .. } => Class::CONTENT,
             Self::Root(error) => error.class(),
+            Self::Prepare { source, .. } if is_disk_full(source) => Class::Transient,
             Self::Prepare { .. } | Self::Helper { .. } => Class::INTERNAL,
             // The kernel's out-of-memory killer, or an eviction; and what is never told.
             Self::Killed(_) | Self::Stopped => Class::Transient,

@@ -11,6 +11,7 @@ use crate::ignore::IgnoreError;
 use crate::pipeline::BuildError;
 use crate::root::RootError;
 use crate::sandbox::{ExitStatus, RunError};
+use crate::shortage::Shortage;
 use crate::state::StateError;
 
 /// An instruction that failed.
@@ -23,6 +24,16 @@ pub enum StepError {
         status: ExitStatus,
         /// Its last lines, oldest first.
         output: Vec<String>,
+    },
+    /// A command that ended badly because it had too little of something.
+    #[error("{}", exit_text(*.status))]
+    Short {
+        /// How.
+        status: ExitStatus,
+        /// Its last lines, oldest first.
+        output: Vec<String>,
+        /// Of what.
+        source: Shortage,
     },
     /// A command that could not run.
     #[error(transparent)]
@@ -89,6 +100,7 @@ impl Classify for StepError {
             | Self::Checksum(_)
             | Self::NoSecret { .. }
             | Self::SecretIsNoText { .. } => Class::CONTENT,
+            Self::Short { source, .. } => source.class(),
             Self::Fetch(error) => error.class(),
             Self::Ignore(error) => error.class(),
             Self::Run(error) => error.class(),

@@ -10,7 +10,8 @@ use crate::containerfile::graph::Source;
 use crate::containerfile::mounts::{Mount, MountFlag, MountKind};
 use crate::progress::Event;
 use crate::root::Root;
-use crate::sandbox::{Access, MountSpec, RunSpec, StepMount, run};
+use crate::sandbox::{Access, ExitStatus, MountSpec, RunError, RunSpec, StepMount, run};
+use crate::shortage::Watch;
 use crate::stop::Stop;
 
 /// Lines of a failed command that its report shows.
@@ -100,21 +101,36 @@ impl Stages<'_> {
         };
         let number = current.number;
         let mut last = VecDeque::with_capacity(LAST_LINES);
-        let status = run(&spec, &mut |line| {
+        let watch = Watch::begin(&self.spec.scratch);
+        let ended = run(&spec, &mut |line| {
             self.progress.tell(&Event::Output { number, line });
             if last.len() == LAST_LINES {
                 last.pop_front();
             }
             last.push_back(line.to_owned());
-        })?;
+        });
         drop(caches);
-        if status.is_success() {
-            Ok(())
-        } else {
-            Err(StepError::Exit {
-                status,
-                output: last.into(),
-            })
+        let output = Vec::from(last);
+        match ended {
+            Ok(status) if status.is_success() => Ok(()),
+            Ok(status) => Err(match watch.end(&output) {
+                None => StepError::Exit { status, output },
+                Some(source) => StepError::Short {
+                    status,
+                    output,
+                    source,
+                },
+            }),
+            // Not only the command, but what holds it: then it can't say how it ended.
+            Err(RunError::Killed(how)) => Err(match watch.end(&output) {
+                None => RunError::Killed(how).into(),
+                Some(source) => StepError::Short {
+                    status: ExitStatus::Signaled(libc::SIGKILL),
+                    output,
+                    source,
+                },
+            }),
+            Err(error) => Err(error.into()),
         }
     }
 
