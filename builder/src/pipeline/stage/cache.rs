@@ -1,7 +1,6 @@
 //! Where does a cache mount keep its files? A folder per id, owner and mode, as in BuildKit.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,17 +69,23 @@ impl Wanted {
                 Err(errno) => return Err(failed()(errno.into())),
             }
         };
-        if !directory.exists() {
-            self.make(caches, &directory)?;
-        }
+        self.make(caches, &directory)?;
         Ok(Cache {
             directory,
             _lock: lock,
         })
     }
 
+    /// Makes the folder if it isn't there.
     fn make(&self, caches: &Path, directory: &Path) -> Result<(), StepError> {
         let failed = || scratch("make the cache", directory);
+        // Steps that share a cache come here together, and an empty folder would let itself be replaced under the one that uses it.
+        let making = File::create(caches.join("making.lock")).map_err(failed())?;
+        rustix::fs::flock(&making, FlockOperation::LockExclusive)
+            .map_err(|errno| failed()(errno.into()))?;
+        if directory.exists() {
+            return Ok(());
+        }
         let new = tempfile::Builder::new().prefix("new-").tempdir_in(caches);
         let new = new.map_err(failed())?.keep();
         if let Some((from, path)) = &self.filled {
@@ -93,15 +98,8 @@ impl Wanted {
         }
         chown(&new, Some(self.owner.0), Some(self.owner.1))
             .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(self.mode)))
-            .map_err(failed())?;
-        match fs::rename(&new, directory) {
-            // Another step that shares it was faster, and may have put something in already.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                fs::remove_dir_all(&new)
-            }
-            other => other,
-        }
-        .map_err(failed())
+            .and_then(|()| fs::rename(&new, directory))
+            .map_err(failed())
     }
 }
 
@@ -171,6 +169,6 @@ mod tests {
             }
         });
         let entries = fs::read_dir(caches.path()).unwrap();
-        assert_eq!(entries.count(), 2, "a folder and its lock");
+        assert_eq!(entries.count(), 3, "a folder and two locks");
     }
 }
