@@ -137,6 +137,10 @@ pub struct Build {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub idle_timeout: Option<Duration>,
 
+    /// Try a registry again that doesn't answer or is busy, until it has been so for so long; 100s by default
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub retry_for: Option<Duration>,
+
     /// An image that is already unpacked, such as an image volume: its files are used as they are, while manifest and configuration come from the registry. Without REFERENCE it
     /// is the image that the target stage finally derives from [repeatable]
     #[arg(long = "base-rootfs", value_name = "[REFERENCE=]DIR", value_parser = parse_base_rootfs)]

@@ -19,6 +19,7 @@ use strata_builder::pipeline::report;
 use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec, LayerPer, Secret};
 use strata_builder::progress::{Format, Progress};
+use strata_builder::registry::retry::{Bounds, DEFAULT_BOUNDS};
 use strata_builder::registry::{Options, Registry};
 use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, no_steps, probe};
 
@@ -129,7 +130,10 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
             ca_bundles: ca_bundles.clone(),
             certificates: certificates.clone(),
             rules: rules.clone(),
-            bounds: None,
+            bounds: build.retry_for.map(|patience| Bounds {
+                patience,
+                ..DEFAULT_BOUNDS
+            }),
             idle_timeout: build.idle_timeout,
         })
     };

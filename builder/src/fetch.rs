@@ -4,8 +4,8 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use futures::StreamExt as _;
 use reqwest::StatusCode;
 use reqwest::header::LAST_MODIFIED;
 use url::Url;
@@ -13,8 +13,8 @@ use url::Url;
 use crate::copy::Remote;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify, chain};
-use crate::registry::Registry;
-use crate::registry::retry::{DEFAULT_BOUNDS, jitter};
+use crate::registry::retry::jitter;
+use crate::registry::{Incoming, Registry, RegistryError, Subject};
 
 /// What BuildKit calls a file whose URL names none.
 const UNNAMED: &str = "__unnamed__";
@@ -39,13 +39,8 @@ pub enum FetchError {
         status: StatusCode,
     },
     /// No answer, or one that broke off.
-    #[error("fetch {url}")]
-    Transport {
-        /// What.
-        url: String,
-        /// Why.
-        source: reqwest::Error,
-    },
+    #[error(transparent)]
+    Exchange(#[from] RegistryError),
     /// The disk.
     #[error("write {}", path.display())]
     Write {
@@ -74,7 +69,8 @@ impl Classify for FetchError {
                 408 | 425 | 429 | 500 | 502 | 503 | 504 => Class::Transient,
                 _ => Class::CONTENT,
             },
-            Self::Transport { .. } | Self::Write { .. } => Class::Transient,
+            Self::Exchange(error) => error.class(),
+            Self::Write { .. } => Class::Transient,
         }
     }
 }
@@ -93,19 +89,21 @@ pub async fn fetch(
         text: url.to_owned(),
         source,
     })?;
-    let mut attempt = 1;
+    let mut trying = registry.trying();
     let time = loop {
-        match fetch_once(registry.http(), &parsed, path, checksum).await {
+        let error = match fetch_once(registry, &parsed, path, checksum).await {
             Ok(time) => break time,
-            Err(error)
-                if error.class() == Class::Transient && attempt < DEFAULT_BOUNDS.attempts =>
-            {
-                tracing::warn!(attempt, error = %chain(&error), "fetching failed, trying again");
-                tokio::time::sleep(DEFAULT_BOUNDS.delay(attempt, None, jitter())).await;
-                attempt += 1;
-            }
-            Err(error) => return Err(error),
-        }
+            Err(error) => error,
+        };
+        let delay = match error.class() {
+            Class::Transient => trying.failed(Instant::now(), None, jitter()),
+            Class::User(_) | Class::Permanent(_) => None,
+        };
+        let Some(delay) = delay else {
+            return Err(error);
+        };
+        tracing::warn!(error = %chain(&error), "fetching failed, trying again");
+        tokio::time::sleep(delay).await;
     };
     Ok(Remote {
         path: path.to_owned(),
@@ -116,38 +114,41 @@ pub async fn fetch(
 
 /// Returns the time that the server gives the file, in seconds since 1970; 0 if it gives none.
 async fn fetch_once(
-    http: &reqwest::Client,
+    registry: &Registry,
     url: &Url,
     path: &Path,
     checksum: Option<Digest>,
 ) -> Result<i64, FetchError> {
     let told = told(url);
-    let transport = |source: reqwest::Error| FetchError::Transport {
-        url: told.clone(),
-        source: source.without_url(),
+    let subject = Subject {
+        operation: "fetch",
+        target: &told,
     };
     let write = |source| FetchError::Write {
         path: path.to_owned(),
         source,
     };
-    let response = http.get(url.clone()).send().await.map_err(transport)?;
+    let response = registry.file(subject, url.clone()).await?;
     let status = response.status();
     if !status.is_success() {
-        return Err(FetchError::Refused { url: told, status });
+        return Err(FetchError::Refused {
+            url: told.clone(),
+            status,
+        });
     }
     let modified = response.headers().get(LAST_MODIFIED);
     let time = modified
         .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok())
         .map_or(0, |date| date.timestamp().as_second());
     let mut file = Hashing::new(std::fs::File::create(path).map_err(write)?);
-    let mut body = response.bytes_stream();
-    while let Some(part) = body.next().await {
-        file.write_all(&part.map_err(transport)?).map_err(write)?;
+    let mut body = Incoming::of(response, registry.idle_timeout());
+    while let Some(part) = body.next(subject).await? {
+        file.write_all(&part).map_err(write)?;
     }
     let (_, got, _) = file.finish();
     match checksum {
         Some(wanted) if wanted != got => Err(FetchError::Checksum {
-            url: told,
+            url: told.clone(),
             got,
             wanted,
         }),

@@ -11,8 +11,11 @@ mod auth;
 mod blobs;
 mod error;
 mod exchange;
+mod journey;
 mod login;
 mod manifests;
+mod pace;
+mod referrers;
 pub mod retry;
 mod rules;
 mod transport;
@@ -24,15 +27,17 @@ use std::time::Duration;
 
 pub use auth::{AuthFileError, Credential, Credentials};
 pub use error::RegistryError;
+pub(crate) use exchange::Subject;
 pub use manifests::Manifest;
 pub(crate) use manifests::{choose_platform, manifest_media_type};
+pub(crate) use pace::Incoming;
 pub use retry::Bounds;
 pub use rules::{Rules, RulesError};
 pub use transport::HostCertificates;
 pub use upload::Upload;
 
 use login::Authorization;
-use retry::DEFAULT_BOUNDS;
+use retry::{DEFAULT_BOUNDS, Trying};
 use transport::Transport;
 
 /// How to reach registries.
@@ -118,14 +123,14 @@ impl Registry {
         }
     }
 
+    /// Attempts at something, as many as at an exchange.
+    pub(crate) fn trying(&self) -> Trying {
+        Trying::new(self.bounds)
+    }
+
     /// Where names lead.
     #[must_use]
     pub fn rules(&self) -> &Rules {
         &self.inner.rules
-    }
-
-    /// For files that are no registry's; it sends no credentials by itself.
-    pub(crate) fn http(&self) -> &reqwest::Client {
-        &self.inner.http
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use crate::digest::{Digest, Hashing};
-use crate::error::{Class, Classify};
+use crate::error::{Class, Classify, chain};
 use crate::image::Descriptor;
 use crate::layout::{Layout, LayoutError, LayoutUpload};
 use crate::reference::Repository;
@@ -46,6 +46,42 @@ pub enum StoreError {
         /// Came.
         got_bytes: u64,
     },
+}
+
+/// How often an upload is begun: its bytes are not kept, but what they come from is.
+const UPLOADS: u32 = 3;
+
+/// Performs `upload`, and again when the registry has lost what it had begun to take. The client goes on with an upload that breaks; only who makes the bytes can begin it
+/// again.
+///
+/// # Errors
+/// Those of `upload`, the last time also of a lost one.
+pub async fn until_kept<T, E, F, Fut>(is_lost: fn(&E) -> bool, mut upload: F) -> Result<T, E>
+where
+    E: std::error::Error,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    for uploads in 1..UPLOADS {
+        match upload().await {
+            Err(error) if is_lost(&error) => {
+                tracing::warn!(uploads, error = %chain(&error), "the registry lost an upload, beginning it again");
+            }
+            other => return other,
+        }
+    }
+    upload().await
+}
+
+impl StoreError {
+    /// Whether an upload must be begun again.
+    #[must_use]
+    pub fn is_lost_upload(&self) -> bool {
+        match self {
+            Self::Registry(error) => error.is_lost_upload(),
+            Self::Layout(_) | Self::WrongBlob { .. } => false,
+        }
+    }
 }
 
 impl Classify for StoreError {
@@ -165,9 +201,12 @@ impl Store {
     pub async fn put_blob(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
         if !self.has_blob(digest).await? {
-            let mut writer = self.upload()?;
-            writer.write(bytes).await?;
-            writer.finish(digest).await?;
+            let upload = || async {
+                let mut writer = self.upload()?;
+                writer.write(bytes).await?;
+                writer.finish(digest).await
+            };
+            until_kept(StoreError::is_lost_upload, upload).await?;
         }
         Ok(digest)
     }
@@ -221,6 +260,16 @@ impl Store {
     /// # Errors
     /// User: no right on either side. Transient: the network, a blob that isn't what its descriptor says.
     pub async fn send_blob(
+        &self,
+        source: &Self,
+        descriptor: &Descriptor,
+        mut fed: Option<Fed>,
+    ) -> Result<(), StoreError> {
+        let upload = || self.send_blob_once(source, descriptor, fed.take());
+        until_kept(StoreError::is_lost_upload, upload).await
+    }
+
+    async fn send_blob_once(
         &self,
         source: &Self,
         descriptor: &Descriptor,

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use common::proxy::{Action, Proxy, Request};
-use common::{Built, DockerRegistry, Workshop, can_build, has};
+use common::{Built, Program, RegistryServer, Workshop, can_build};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -43,12 +43,12 @@ fn finished(noted: &str) -> &'static [&'static str] {
     }
 }
 
-fn workshop(test: &str) -> Option<(Workshop, DockerRegistry)> {
-    if !can_build(test) || !has("docker-registry", test) {
+fn workshop(program: Program, test: &str) -> Option<(Workshop, RegistryServer)> {
+    if !can_build(test) || !program.is_there(test) {
         return None;
     }
     let workshop = Workshop::new();
-    let registry = DockerRegistry::start(&workshop.path(""));
+    let registry = RegistryServer::start(program, &workshop.path(""));
     workshop.base();
     Some((workshop, registry))
 }
@@ -83,7 +83,7 @@ fn build(workshop: &Workshop, host: &str, containerfile: &str, more: &[&str]) ->
 }
 
 /// After which instruction the last noted layer is; empty if there is no note.
-fn noted(registry: &DockerRegistry) -> String {
+fn noted(registry: &RegistryServer) -> String {
     let Some(note) = registry.manifest("org/os", "v1-strata-steps") else {
         return String::new();
     };
@@ -105,7 +105,7 @@ fn ran(built: &Built) -> Vec<String> {
 /// An attempt that is killed at the request that the rule has something to do with; false if none came.
 fn attempt_until(
     workshop: &Workshop,
-    registry: &DockerRegistry,
+    registry: &RegistryServer,
     more: &[&str],
     mut rule: impl FnMut(&Request) -> Option<Action> + Send + 'static,
 ) -> bool {
@@ -133,7 +133,7 @@ fn attempt_until(
 }
 
 /// The attempt after one that was killed: nothing that was noted runs again, and the image is the one that an attempt makes that isn't killed.
-fn go_on(workshop: &Workshop, registry: &DockerRegistry, wanted: &str, more: &[&str]) -> usize {
+fn go_on(workshop: &Workshop, registry: &RegistryServer, wanted: &str, more: &[&str]) -> usize {
     let noted = noted(registry);
     let built = build(workshop, &registry.host, CONTAINERFILE, more).ok();
     assert_eq!(built.stdout, wanted, "after {noted:?}: {}", built.stderr);
@@ -154,11 +154,12 @@ fn empty(workshop: &Workshop) {
     }
 }
 
-#[test]
-fn an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_image() {
+fn an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_image(
+    program: Program,
+) {
     let test = "an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_image";
     let worker = |layers: &'static str| {
-        let Some((workshop, registry)) = workshop(test) else {
+        let Some((workshop, registry)) = workshop(program, test) else {
             return;
         };
         let more = ["--layers", layers];
@@ -195,10 +196,9 @@ fn an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_imag
     });
 }
 
-#[test]
-fn an_attempt_after_one_killed_in_any_step_makes_the_same_image() {
+fn an_attempt_after_one_killed_in_any_step_makes_the_same_image(program: Program) {
     let test = "an_attempt_after_one_killed_in_any_step_makes_the_same_image";
-    let Some((workshop, registry)) = workshop(test) else {
+    let Some((workshop, registry)) = workshop(program, test) else {
         return;
     };
     let more = ["--layers", "step"];
@@ -226,7 +226,7 @@ fn an_attempt_after_one_killed_in_any_step_makes_the_same_image() {
 }
 
 /// An attempt that has pushed all layers, but not the image.
-fn leave_a_note(workshop: &Workshop, registry: &DockerRegistry) {
+fn leave_a_note(workshop: &Workshop, registry: &RegistryServer) {
     let killed = attempt_until(workshop, registry, &["--layers", "step"], |request| {
         let is_image = request.is("PUT", "/manifests/v1") && request.path.ends_with("/v1");
         is_image.then_some(Action::Drop)
@@ -235,11 +235,12 @@ fn leave_a_note(workshop: &Workshop, registry: &DockerRegistry) {
     assert_eq!(noted(registry), "2.3");
 }
 
-#[test]
-fn a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layers_are_there() {
+fn a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layers_are_there(
+    program: Program,
+) {
     let test =
         "a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layers_are_there";
-    let Some((workshop, registry)) = workshop(test) else {
+    let Some((workshop, registry)) = workshop(program, test) else {
         return;
     };
     let all = ["tool", "one", "two", "three"];
@@ -254,7 +255,7 @@ fn a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layer
         "{}",
         same.stderr
     );
-    type Changed = fn(&Workshop, &DockerRegistry) -> (Vec<&'static str>, String);
+    type Changed = fn(&Workshop, &RegistryServer) -> (Vec<&'static str>, String);
     let cases: [(&str, Changed, &[&str]); 5] = [
         (
             "another build",
@@ -305,10 +306,9 @@ fn a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layer
     }
 }
 
-#[test]
-fn a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses() {
+fn a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses(program: Program) {
     let test = "a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses";
-    let Some((workshop, registry)) = workshop(test) else {
+    let Some((workshop, registry)) = workshop(program, test) else {
         return;
     };
     let text = format!("{CONTAINERFILE}RUN false\n");
@@ -353,7 +353,7 @@ RUN sh /marks/hog three && echo ran three && test ! -e /one && test ! -e /d/x &&
 /// Attempts in a narrow place fail in each step in turn, with this status and these words; those after them, with enough of all, make the same image.
 fn attempts_in(
     workshop: &Workshop,
-    registry: &DockerRegistry,
+    registry: &RegistryServer,
     hog: &str,
     narrow: &str,
     (status, words): (i32, &str),
@@ -398,7 +398,7 @@ fn attempts_in(
 #[test]
 fn an_attempt_after_one_without_room_in_any_step_makes_the_same_image() {
     let test = "an_attempt_after_one_without_room_in_any_step_makes_the_same_image";
-    let Some((workshop, registry)) = workshop(test) else {
+    let Some((workshop, registry)) = workshop(Program::Docker2, test) else {
         return;
     };
     let scratch = workshop.path("scratch");
@@ -443,7 +443,7 @@ impl Drop for Limited {
 #[test]
 fn an_attempt_after_one_without_memory_in_any_step_makes_the_same_image() {
     let test = "an_attempt_after_one_without_memory_in_any_step_makes_the_same_image";
-    let Some((workshop, registry)) = workshop(test) else {
+    let Some((workshop, registry)) = workshop(Program::Docker2, test) else {
         return;
     };
     let Some(limited) = Limited::new(192) else {
@@ -456,4 +456,11 @@ fn an_attempt_after_one_without_memory_in_any_step_makes_the_same_image() {
     let hog = "dd if=/dev/zero of=/dev/null bs=400M count=1";
     let end = (65, "out of memory (limit 192 MiB)");
     attempts_in(&workshop, &registry, hog, &narrow, end);
+}
+
+with_both_registries! {
+    an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_image
+    an_attempt_after_one_killed_in_any_step_makes_the_same_image
+    a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layers_are_there
+    a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses
 }

@@ -8,17 +8,16 @@
 
 mod common;
 
-use std::process::Command;
-
+use common::certificates::certify;
 use common::proxy::{Action, Proxy};
-use common::{Built, DockerRegistry, Workshop, can_build, has};
+use common::{Built, Program, RegistryServer, Workshop, can_build, has};
 
-fn workshop(test: &str) -> Option<(Workshop, DockerRegistry)> {
-    if !can_build(test) || !has("docker-registry", test) {
+fn workshop(program: Program, test: &str) -> Option<(Workshop, RegistryServer)> {
+    if !can_build(test) || !program.is_there(test) {
         return None;
     }
     let workshop = Workshop::new();
-    let registry = DockerRegistry::start(&workshop.path(""));
+    let registry = RegistryServer::start(program, &workshop.path(""));
     Some((workshop, registry))
 }
 
@@ -38,10 +37,9 @@ fn build(workshop: &Workshop, containerfile: &str, configuration: &str, more: &[
     workshop.build(containerfile, &arguments)
 }
 
-#[test]
-fn images_come_from_mirrors_without_tls_and_from_where_short_names_lead() {
+fn images_come_from_mirrors_without_tls_and_from_where_short_names_lead(program: Program) {
     let test = "images_come_from_mirrors_without_tls_and_from_where_short_names_lead";
-    let Some((workshop, registry)) = workshop(test) else {
+    let Some((workshop, registry)) = workshop(program, test) else {
         return;
     };
     let host = &registry.host;
@@ -99,46 +97,9 @@ fn images_come_from_mirrors_without_tls_and_from_where_short_names_lead() {
     assert!(built.stderr.contains("of version 1"), "{}", built.stderr);
 }
 
-/// Makes `name.crt` and `name.key` in the folder, signed by `by`, or by itself.
-fn certify(folder: &std::path::Path, name: &str, by: Option<&str>) {
-    let mut command = Command::new("openssl");
-    command.current_dir(folder).args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-    ]);
-    command.arg(format!("/CN={name}"));
-    command.args([
-        "-out",
-        &format!("{name}.crt"),
-        "-keyout",
-        &format!("{name}.key"),
-    ]);
-    if let Some(by) = by {
-        command.args(["-CA", &format!("{by}.crt"), "-CAkey", &format!("{by}.key")]);
-        command.args(["-addext", "subjectAltName=IP:127.0.0.1"]);
-        command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
-        command.args(["-addext", "extendedKeyUsage=serverAuth,clientAuth"]);
-    }
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-#[test]
-fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder() {
+fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder(program: Program) {
     let test = "a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder";
-    if !can_build(test) || !has("docker-registry", test) || !has("openssl", test) {
+    if !can_build(test) || !program.is_there(test) || !has("openssl", test) {
         return;
     }
     let workshop = Workshop::new();
@@ -150,7 +111,7 @@ fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder()
         ", tls: {{certificate: {0}/server.crt, key: {0}/server.key, clientcas: [{0}/authority.crt]}}",
         folder.display()
     );
-    let registry = DockerRegistry::start_with(&folder, &tls);
+    let registry = RegistryServer::start_with(program, &folder, &tls);
     let push = format!("{}/org/os:v1", registry.host);
     let of_host = workshop.path("certs.d").join(&registry.host);
     std::fs::create_dir_all(&of_host).unwrap();
@@ -194,10 +155,9 @@ fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder()
     build(&["--registries-conf", &path]).ok();
 }
 
-#[test]
-fn a_proxy_is_used_but_for_hosts_that_are_excepted() {
+fn a_proxy_is_used_but_for_hosts_that_are_excepted(program: Program) {
     let test = "a_proxy_is_used_but_for_hosts_that_are_excepted";
-    let Some((workshop, registry)) = workshop(test) else {
+    let Some((workshop, registry)) = workshop(program, test) else {
         return;
     };
     let push = format!("{}/org/os:v1", registry.host);
@@ -221,4 +181,10 @@ fn a_proxy_is_used_but_for_hosts_that_are_excepted() {
         Built::of(&output).ok();
         assert_eq!(!proxy.seen().is_empty(), is_used, "except {except}");
     }
+}
+
+with_both_registries! {
+    images_come_from_mirrors_without_tls_and_from_where_short_names_lead
+    a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder
+    a_proxy_is_used_but_for_hosts_that_are_excepted
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::proxy::{Action, Proxy};
-use common::{Built, DockerRegistry, Workshop, can_build, has};
+use common::{Built, Program, RegistryServer, Workshop, can_build};
 
 const EPOCH: [&str; 2] = ["--source-date-epoch", "1700000000"];
 
@@ -136,12 +136,12 @@ fn from_scratch(workshop: &Workshop, host: &str, steps: &str, marks: &Path) -> B
     ])
 }
 
-fn registry(test: &str) -> Option<(Workshop, DockerRegistry, PathBuf)> {
-    if !can_build(test) || !has("docker-registry", test) {
+fn registry(test: &str) -> Option<(Workshop, RegistryServer, PathBuf)> {
+    if !can_build(test) || !Program::Docker2.is_there(test) {
         return None;
     }
     let workshop = Workshop::new();
-    let registry = DockerRegistry::start(&workshop.path(""));
+    let registry = RegistryServer::start(Program::Docker2, &workshop.path(""));
     let marks = workshop.path("marks");
     std::fs::create_dir(&marks).unwrap();
     Some((workshop, registry, marks))

@@ -24,6 +24,7 @@ use crate::secrets::{SecretError, docker_config};
 /// A registry's bad second is waited for here; a bad minute by the object that needs it.
 const BOUNDS: Bounds = Bounds {
     attempts: 3,
+    patience: Duration::ZERO,
     first_delay: Duration::from_millis(250),
     longest_delay: Duration::from_secs(5),
 };

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Builds the parts of the test cluster that are not built yet, into the cache that all checkouts share: `build.sh [PART…]`, all by default.
+# The part `distribution` is no part of it, but a registry that tests of the builder use; it is asked for by name.
 #
 # A part is a folder named after the hash of its recipe. It is made under another name and renamed when it is whole, so a killed run leaves nothing
 # that could be taken for a part; a lock per part keeps two runs from making the same one.
@@ -21,6 +22,10 @@ make_runtime() {
   cd "$here/runtime"
   go build -trimpath -tags no_btrfs,no_devmapper,no_zfs -ldflags '-s -w' -o "$1/bin/" $commands/containerd $commands/containerd-shim-runc-v2 $commands/ctr
   go build -trimpath -tags seccomp -ldflags '-s -w' -o "$1/bin/runc" github.com/opencontainers/runc
+}
+
+make_distribution() {
+  (cd "$checkout/e2e/distribution" && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$1/registry" .)
 }
 
 make_images() {
@@ -53,6 +58,7 @@ describe() {
   case $1 in
     kubernetes) echo "Kubernetes from its Go modules, 5 minutes cold" ;;
     runtime) echo "containerd and runc from their Go modules, 1 minute cold" ;;
+    distribution) echo "the registry distribution v3 from its Go module, half a minute cold" ;;
     images) echo "the images pause and busybox" ;;
     ostree-container) echo "the ostree container program, 2 to 5 minutes cold" ;;
     rpms) echo "the RPM repository" ;;

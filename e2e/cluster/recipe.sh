@@ -6,6 +6,7 @@ cluster=e2e/cluster standin=containerfiles/standin
 case ${1:?part} in
   kubernetes) inputs=("$cluster/kubernetes") ;;
   runtime) inputs=("$cluster/runtime") ;;
+  distribution) inputs=(e2e/distribution) ;;
   images) inputs=("$cluster/images") ;;
   ostree-container) inputs=("$standin/ostree-container") ;;
   rpms) inputs=("$standin/make-rpms.sh") ;;

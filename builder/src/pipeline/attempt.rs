@@ -32,6 +32,7 @@ use crate::image::{Descriptor, Image, MANIFEST_MEDIA_TYPE};
 use crate::pull::{ResolvedImage, resolve};
 use crate::reference::Reference;
 use crate::registry::Registry;
+use crate::store::Store;
 
 /// On the note: see the module.
 pub const INPUTS_ANNOTATION: &str = "strata.image-mode.dev/inputs";
@@ -157,9 +158,8 @@ impl Note {
         .into();
         // A time would make each note another one.
         let image = image.assemble("1970-01-01T00:00:00Z")?;
-        let mut upload = self.registry.upload(&self.at.repository);
-        upload.write(&image.config).await?;
-        upload.finish(image.config_descriptor.digest).await?;
+        let store = Store::Registry(self.registry.clone(), self.at.repository.clone());
+        store.put_blob(&image.config).await?;
         let manifest = Bytes::from(image.manifest);
         let digest = self
             .registry

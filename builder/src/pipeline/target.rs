@@ -10,22 +10,19 @@ use tokio::sync::mpsc;
 use super::BuildError;
 use crate::contract::{BUILD_UID_ANNOTATION, Outcome};
 use crate::digest::Digest;
-use crate::error::{Class, Classify as _, chain};
 use crate::image::{Assembled, Descriptor, MANIFEST_MEDIA_TYPE, Manifest};
 use crate::layer::{Changes, LayerDescriptor, LayerOptions, write_layer};
 use crate::layout::{Layout, LayoutError};
 use crate::progress::{Event, Progress, millis};
 use crate::reference::Reference;
 use crate::registry::Registry;
-use crate::store::{Passage, Store, StoreError};
+use crate::store::{Passage, Store, StoreError, until_kept};
 use crate::tee::Fed;
 
 /// Blobs looked for or copied at the same time; registries limit connections per client, and each copy holds a piece in memory.
 const BLOBS_AT_ONCE: usize = 6;
 /// Compressed blocks that wait for the network: some 2 MiB.
 const BLOCKS_WAITING: usize = 8;
-/// How often a layer is written anew when the registry has lost its upload: the bytes are not kept, but the stage that they come from is.
-const LAYER_ATTEMPTS: u32 = 3;
 
 /// A name in a place for images: a tag of a repository, or one of a layout.
 #[derive(Clone, Debug)]
@@ -175,26 +172,14 @@ impl Target {
         Ok(copied_bytes)
     }
 
-    /// Writes `changes` as a layer and uploads it meanwhile. The registry client resumes a broken upload by itself; one that the
-    /// registry has forgotten begins again here, as only we can make the bytes again.
+    /// Writes `changes` as a layer and uploads it meanwhile.
     pub(super) async fn push_layer(
         &self,
         changes: Changes,
         options: LayerOptions,
     ) -> Result<LayerDescriptor, BuildError> {
-        let mut attempt = 1;
-        loop {
-            let pushed = self.push_layer_once(changes.clone(), options).await;
-            match pushed {
-                Err(BuildError::Store(error))
-                    if attempt < LAYER_ATTEMPTS && is_lost_upload(&error) =>
-                {
-                    tracing::warn!(attempt, error = %chain(&error), "the registry lost an upload, writing the layer again");
-                    attempt += 1;
-                }
-                other => return other,
-            }
-        }
+        let is_lost = |error: &BuildError| matches!(error, BuildError::Store(error) if error.is_lost_upload());
+        until_kept(is_lost, || self.push_layer_once(changes.clone(), options)).await
     }
 
     async fn push_layer_once(
@@ -231,14 +216,6 @@ impl Target {
             .store
             .put_manifest(self.tag.as_deref(), MANIFEST_MEDIA_TYPE, &manifest)
             .await?)
-    }
-}
-
-/// A registry that restarted may have forgotten what it had begun to take.
-fn is_lost_upload(error: &StoreError) -> bool {
-    match error {
-        StoreError::Registry(error) => error.is_lost_upload() || error.class() == Class::Transient,
-        StoreError::Layout(_) | StoreError::WrongBlob { .. } => false,
     }
 }
 

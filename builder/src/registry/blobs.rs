@@ -1,12 +1,13 @@
 //! The verbs for blobs: pull whole or as a stream, look for, mount, upload.
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, stream};
 use reqwest::StatusCode;
 use reqwest::header::RANGE;
 
-use super::exchange::{Scope, Subject, bounded_body, location};
-use super::retry::{self, retry};
+use super::exchange::{Scope, Subject, location};
+use super::pace::{Incoming, SLOWEST_BYTES};
+use super::retry::{Trying, retry};
 use super::{Registry, RegistryError, Upload};
 use crate::digest::Digest;
 use crate::reference::Repository;
@@ -32,7 +33,7 @@ impl Registry {
             let response = self
                 .exchange(subject, &scope, &|http| http.get(&url))
                 .await?;
-            let bytes = bounded_body(subject, response).await?;
+            let bytes = self.body(subject, response).await?;
             match Digest::of(&bytes) {
                 got if got == digest => Ok(bytes),
                 got => Err(RegistryError::WrongDigest {
@@ -52,79 +53,19 @@ impl Registry {
         digest: Digest,
         offset: u64,
     ) -> impl Stream<Item = Result<Bytes, RegistryError>> + Send + use<> {
-        let state = (
-            self.clone(),
-            repository.clone(),
+        let download = Download {
+            registry: self.clone(),
+            repository: repository.clone(),
             digest,
             offset,
-            None::<Body>,
-            0u32,
-        );
-        stream::try_unfold(
-            state,
-            |(registry, repository, digest, mut offset, mut body, mut breaks)| async move {
-                loop {
-                    let mut open = match body.take() {
-                        Some(body) => body,
-                        None => registry.open_blob(&repository, digest, offset).await?,
-                    };
-                    let error = match open.next().await {
-                        None => return Ok(None),
-                        Some(Ok(bytes)) => {
-                            offset += bytes.len() as u64;
-                            return Ok(Some((
-                                bytes,
-                                (registry, repository, digest, offset, Some(open), breaks),
-                            )));
-                        }
-                        Some(Err(error)) => error,
-                    };
-                    breaks += 1;
-                    let target = format!("{repository}@{digest}");
-                    let error = Subject {
-                        operation: "pull the blob",
-                        target: &target,
-                    }
-                    .transport(error);
-                    if breaks >= registry.bounds.attempts {
-                        return Err(error);
-                    }
-                    tracing::warn!(offset, error = %crate::error::chain(&error), "blob broke off, going on from its offset");
-                    let delay = registry.bounds.delay(breaks, None, retry::jitter());
-                    tokio::time::sleep(delay).await;
-                }
-            },
-        )
-    }
-
-    async fn open_blob(
-        &self,
-        repository: &Repository,
-        digest: Digest,
-        offset: u64,
-    ) -> Result<Body, RegistryError> {
-        let target = format!("{repository}@{digest}");
-        let subject = Subject {
-            operation: "pull the blob",
-            target: &target,
+            open: None,
+            trying: self.trying(),
+            unbroken_bytes: 0,
         };
-        let scope = Scope::new(repository, "pull");
-        let url = self.url(repository, &format!("blobs/{digest}"));
-        let response = retry(&self.bounds, || async {
-            let from = |http: &reqwest::Client| match offset {
-                0 => http.get(&url),
-                offset => http.get(&url).header(RANGE, format!("bytes={offset}-")),
-            };
-            self.exchange(subject, &scope, &from).await
+        stream::try_unfold(download, |mut download| async move {
+            let next = download.next().await?;
+            Ok(next.map(|bytes| (bytes, download)))
         })
-        .await?;
-        // a registry that ignores Range starts over: drop what we have
-        let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
-            0
-        } else {
-            offset
-        };
-        Ok(Box::pin(skipping(response.bytes_stream(), skip)))
     }
 
     /// Whether the repository has the blob.
@@ -141,15 +82,21 @@ impl Registry {
             operation: "look for the blob",
             target: &target,
         };
+        retry(&self.bounds, || self.sees_blob(subject, repository, digest)).await
+    }
+
+    /// One look.
+    pub(super) async fn sees_blob(
+        &self,
+        subject: Subject<'_>,
+        repository: &Repository,
+        digest: Digest,
+    ) -> Result<bool, RegistryError> {
         // the scope of the pushes that follow, so that one token serves all
         let scope = Scope::new(repository, "pull,push");
         let url = self.url(repository, &format!("blobs/{digest}"));
-        let head = retry(&self.bounds, || async {
-            self.exchange(subject, &scope, &|http| http.head(&url))
-                .await
-        })
-        .await;
-        match head {
+        let head = |http: &reqwest::Client| http.head(&url);
+        match self.exchange(subject, &scope, &head).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
@@ -206,19 +153,96 @@ impl Registry {
     }
 }
 
-type Body = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, reqwest::Error>> + Send>>;
+/// A blob on its way to us.
+struct Download {
+    registry: Registry,
+    repository: Repository,
+    digest: Digest,
+    /// What has come, or was there before.
+    offset: u64,
+    open: Option<Open>,
+    trying: Trying,
+    /// Since it last broke off.
+    unbroken_bytes: usize,
+}
 
-/// The stream without its first `skip` bytes.
-fn skipping(
-    body: impl Stream<Item = Result<Bytes, reqwest::Error>> + Send,
-    mut skip: u64,
-) -> impl Stream<Item = Result<Bytes, reqwest::Error>> + Send {
-    body.map(move |item| {
-        item.map(|mut bytes| {
-            let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
-            skip -= cut as u64;
-            bytes.split_off(cut)
-        })
-    })
-    .filter(|item| std::future::ready(!matches!(item, Ok(bytes) if bytes.is_empty())))
+/// One answer.
+struct Open {
+    body: Incoming,
+    /// What comes though we have it.
+    skip: u64,
+}
+
+impl Download {
+    /// The next bytes; a connection that breaks off is no end.
+    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        let target = format!("{}@{}", self.repository, self.digest);
+        let subject = Subject {
+            operation: "pull the blob",
+            target: &target,
+        };
+        loop {
+            match self.once(subject).await {
+                Ok(Some(bytes)) => {
+                    self.offset += bytes.len() as u64;
+                    self.unbroken_bytes += bytes.len();
+                    if self.unbroken_bytes >= SLOWEST_BYTES {
+                        self.trying.progressed();
+                    }
+                    return Ok(Some(bytes));
+                }
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    self.open = None;
+                    self.unbroken_bytes = 0;
+                    self.trying.pause(error).await?;
+                }
+            }
+        }
+    }
+
+    async fn once(&mut self, subject: Subject<'_>) -> Result<Option<Bytes>, RegistryError> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => match self.open(subject).await? {
+                Some(open) => open,
+                None => return Ok(None),
+            },
+        };
+        while let Some(mut bytes) = open.body.next(subject).await? {
+            let cut = usize::try_from(open.skip).map_or(bytes.len(), |skip| skip.min(bytes.len()));
+            open.skip -= cut as u64;
+            let bytes = bytes.split_off(cut);
+            if !bytes.is_empty() {
+                self.open = Some(open);
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks for what is missing; none if that is nothing.
+    async fn open(&mut self, subject: Subject<'_>) -> Result<Option<Open>, RegistryError> {
+        let registry = &self.registry;
+        let scope = Scope::new(&self.repository, "pull");
+        let url = registry.url(&self.repository, &format!("blobs/{}", self.digest));
+        let offset = self.offset;
+        let from = |http: &reqwest::Client| match offset {
+            0 => http.get(&url),
+            offset => http.get(&url).header(RANGE, format!("bytes={offset}-")),
+        };
+        let response = match registry.exchange(subject, &scope, &from).await {
+            Ok(response) => response,
+            // It broke off behind its last byte.
+            Err(RegistryError::Refused { status: 416, .. }) if self.offset > 0 => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // a registry that ignores Range starts over: drop what we have
+        let skip = match response.status() {
+            StatusCode::PARTIAL_CONTENT => 0,
+            _ => self.offset,
+        };
+        let body = Incoming::of(response, registry.idle_timeout());
+        Ok(Some(Open { body, skip }))
+    }
 }

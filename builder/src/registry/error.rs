@@ -74,6 +74,30 @@ pub enum RegistryError {
         /// Without its URL, which may hold a token.
         source: reqwest::Error,
     },
+    /// A connection on which nothing moves, or next to nothing.
+    #[error("{operation} {target}: only {moved_bytes} bytes moved in {} s", waited.as_secs())]
+    Slow {
+        /// What was tried.
+        operation: &'static str,
+        /// Repository, with tag or digest.
+        target: String,
+        /// Of a body.
+        moved_bytes: usize,
+        /// For these.
+        waited: Duration,
+    },
+    /// The registry's count of an upload's bytes is none that we can go on with.
+    #[error(
+        "upload a blob to {target}: the registry has {has_bytes} bytes where {expected} were expected"
+    )]
+    Miscounted {
+        /// Repository.
+        target: String,
+        /// It says.
+        has_bytes: u64,
+        /// What was sent for sure, and what was sent at most.
+        expected: String,
+    },
     /// TLS with a certificate that nobody vouches for, or for another name; or a registry that doesn't trust ours.
     #[error("{operation} {target}: no trusted connection")]
     Untrusted {
@@ -196,7 +220,7 @@ impl RegistryError {
         }
     }
 
-    /// Whether the registry no longer knows an upload that it had begun to take: it must be begun again.
+    /// Whether an upload that was begun can't be ended: the registry no longer knows it, or has other bytes. It must be begun again.
     #[must_use]
     pub fn is_lost_upload(&self) -> bool {
         match self {
@@ -209,8 +233,12 @@ impl RegistryError {
                 let code = code.as_deref().unwrap_or_default();
                 *operation == UPLOAD_OPERATION
                     && (*status == 404
-                        || matches!(code, "BLOB_UPLOAD_UNKNOWN" | "BLOB_UPLOAD_INVALID"))
+                        || matches!(
+                            code,
+                            "BLOB_UPLOAD_UNKNOWN" | "BLOB_UPLOAD_INVALID" | "DIGEST_INVALID"
+                        ))
             }
+            Self::Miscounted { .. } => true,
             Self::GaveUp { source, .. } => source.is_lost_upload(),
             _ => false,
         }
@@ -247,15 +275,22 @@ impl Classify for RegistryError {
             Self::Client(_) => Class::INTERNAL,
             Self::Certificates { .. } => Class::CONTRACT,
             Self::Blocked { .. } | Self::Place(_) => Class::CONTENT,
-            Self::Transport { source, .. } if source.is_redirect() => Class::INTERNAL,
             Self::Untrusted { .. } => Class::RIGHTS,
-            Self::Transport { .. } => Class::Transient,
+            Self::Transport { .. } | Self::Slow { .. } | Self::Miscounted { .. } => {
+                Class::Transient
+            }
             Self::NoToken {
                 status: 408 | 425 | 429 | 500 | 502 | 503 | 504,
                 ..
             } => Class::Transient,
             Self::NoToken { .. } => Class::RIGHTS,
             _ if self.is_lost_upload() => Class::Transient,
+            // a piece that came twice: the registry is asked how far it is
+            Self::Refused {
+                operation: UPLOAD_OPERATION,
+                status: 416,
+                ..
+            } => Class::Transient,
             // a blob that was there a moment ago: a registry that lost it, or hasn't told all its parts yet
             Self::Refused {
                 code: Some(code), ..

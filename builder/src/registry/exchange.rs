@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{DATE, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 
 use super::auth::Challenge;
 use super::error::distrust;
-use super::login::Authorization;
+use super::pace::Incoming;
 use super::{Registry, RegistryError};
 use crate::reference::Repository;
 
@@ -46,9 +45,9 @@ impl Scope {
 
 /// What an exchange does and to what, for messages.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Subject<'a> {
-    pub(super) operation: &'static str,
-    pub(super) target: &'a str,
+pub(crate) struct Subject<'a> {
+    pub(crate) operation: &'static str,
+    pub(crate) target: &'a str,
 }
 
 impl Subject<'_> {
@@ -65,6 +64,15 @@ impl Subject<'_> {
                 target,
                 source: source.without_url(),
             },
+        }
+    }
+
+    pub(super) fn slow(self, moved_bytes: usize, waited: Duration) -> RegistryError {
+        RegistryError::Slow {
+            operation: self.operation,
+            target: self.target.to_owned(),
+            moved_bytes,
+            waited,
         }
     }
 
@@ -99,13 +107,27 @@ impl Registry {
         scope: &Scope,
         request: &(dyn Fn(&reqwest::Client) -> RequestBuilder + Sync),
     ) -> Result<Response, RegistryError> {
+        self.exchange_with(subject, scope, &Bytes::new(), request)
+            .await
+    }
+
+    /// The same with a body.
+    pub(super) async fn exchange_with(
+        &self,
+        subject: Subject<'_>,
+        scope: &Scope,
+        body: &Bytes,
+        request: &(dyn Fn(&reqwest::Client) -> RequestBuilder + Sync),
+    ) -> Result<Response, RegistryError> {
         let known = self.authorization(scope);
-        let response = self.send(subject, scope, request, known.as_ref()).await?;
+        let response = self
+            .send(subject, scope, body, request, known.as_ref())
+            .await?;
         // A challenge from elsewhere is not ours to answer: whoever we were sent to could have us log in where it likes.
         if response.status() != StatusCode::UNAUTHORIZED
             || !self.is_own(&scope.repository, response.url())
         {
-            return checked(subject, response).await;
+            return self.checked(subject, response).await;
         }
         let challenge = response
             .headers()
@@ -119,81 +141,77 @@ impl Registry {
         };
         match fresh {
             Some(fresh) => {
-                let response = self.send(subject, scope, request, Some(&fresh)).await?;
-                let response = checked(subject, response).await?;
+                let response = self
+                    .send(subject, scope, body, request, Some(&fresh))
+                    .await?;
+                let response = self.checked(subject, response).await?;
                 self.remember(scope, fresh);
                 Ok(response)
             }
-            None => checked(subject, response).await,
+            None => self.checked(subject, response).await,
         }
     }
 
-    async fn send(
+    /// The whole answer.
+    pub(super) async fn body(
         &self,
         subject: Subject<'_>,
-        scope: &Scope,
-        request: &(dyn Fn(&reqwest::Client) -> RequestBuilder + Sync),
-        authorization: Option<&Authorization>,
-    ) -> Result<Response, RegistryError> {
-        let repository = &scope.repository;
-        let http = self.client(repository)?;
-        let transport = |error| subject.transport(error);
-        let built = request(&http).build().map_err(transport)?;
-        let plain = self.without_tls(repository, built.url());
-        let sent = self
-            .send_authorized(repository, &http, built, authorization)
-            .await;
-        match (sent, plain) {
-            (Err(error), Some(plain)) if error.is_connect() => {
-                let mut built = request(&http).build().map_err(transport)?;
-                *built.url_mut() = plain;
-                // Nobody is logged in to a registry that wasn't reached before.
-                let Ok(response) = self.send_authorized(repository, &http, built, None).await
-                else {
-                    return Err(transport(error));
-                };
-                self.learn_without_tls(repository);
-                Ok(response)
+        response: Response,
+    ) -> Result<Bytes, RegistryError> {
+        let mut whole = Vec::new();
+        let mut body = Incoming::of(response, self.idle_timeout());
+        while let Some(part) = body.next(subject).await? {
+            whole.extend_from_slice(&part);
+            if whole.len() > LARGEST_DOCUMENT_BYTES {
+                return Err(subject.malformed(format!(
+                    "the answer is larger than {LARGEST_DOCUMENT_BYTES} bytes"
+                )));
             }
-            (sent, _) => sent.map_err(transport),
         }
+        Ok(whole.into())
     }
 
-    async fn send_authorized(
+    /// The answer, or an error with the registry's own words.
+    pub(super) async fn checked(
         &self,
-        repository: &Repository,
-        http: &reqwest::Client,
-        request: reqwest::Request,
-        authorization: Option<&Authorization>,
-    ) -> Result<Response, reqwest::Error> {
-        let authorization = authorization.filter(|_| self.is_own(repository, request.url()));
-        let request = RequestBuilder::from_parts(http.clone(), request);
-        let request = match authorization {
-            Some(Authorization::Basic { user, password }) => {
-                request.basic_auth(user, Some(password))
-            }
-            Some(Authorization::Bearer(token)) => request.bearer_auth(token),
-            None => request,
-        };
-        request.send().await
-    }
-}
-
-pub(super) async fn bounded_body(
-    subject: Subject<'_>,
-    response: Response,
-) -> Result<Bytes, RegistryError> {
-    let mut whole = Vec::new();
-    let mut body = response.bytes_stream();
-    while let Some(part) = body.next().await {
-        whole.extend_from_slice(&part.map_err(|error| subject.transport(error))?);
-        if whole.len() > LARGEST_DOCUMENT_BYTES {
-            return Err(subject.malformed(format!(
-                "the answer is larger than {LARGEST_DOCUMENT_BYTES} bytes"
-            )));
+        subject: Subject<'_>,
+        response: Response,
+    ) -> Result<Response, RegistryError> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
         }
+        let retry_after = retry_after(response.headers());
+        let said = self.body(subject, response).await.unwrap_or_default();
+        let entry = serde_json::from_slice::<Errors>(&said)
+            .ok()
+            .and_then(|e| e.errors.into_iter().next());
+        let (code, message) = match entry {
+            Some(entry) => (Some(entry.code).filter(|c| !c.is_empty()), entry.message),
+            None => (None, String::new()),
+        };
+        // one line: it goes into conditions and logs
+        let message: String = message
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .chars()
+            .take(300)
+            .collect();
+        let detail = if message.is_empty() {
+            message
+        } else {
+            format!(": {message}")
+        };
+        Err(RegistryError::Refused {
+            operation: subject.operation,
+            target: subject.target.to_owned(),
+            status: status.as_u16(),
+            code,
+            detail,
+            retry_after,
+        })
     }
-    Ok(whole.into())
 }
 
 pub(super) fn header(response: &Response, name: &str) -> Option<String> {
@@ -213,55 +231,40 @@ pub(super) fn location(response: &Response) -> Option<url::Url> {
         .ok()
 }
 
-/// The answer, or an error with the registry's own words.
-pub(super) async fn checked(
-    subject: Subject<'_>,
-    response: Response,
-) -> Result<Response, RegistryError> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
+/// In seconds, or until a date by the registry's own clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| Some(headers.get(name)?.to_str().ok()?.trim());
+    let date = |name| jiff::fmt::rfc2822::parse(text(name)?).ok();
+    if let Ok(seconds) = text(RETRY_AFTER)?.parse() {
+        return Some(Duration::from_secs(seconds));
     }
-    let retry_after = retry_after(response.headers());
-    let said = bounded_body(subject, response).await.unwrap_or_default();
-    let entry = serde_json::from_slice::<Errors>(&said)
-        .ok()
-        .and_then(|e| e.errors.into_iter().next());
-    let (code, message) = match entry {
-        Some(entry) => (Some(entry.code).filter(|c| !c.is_empty()), entry.message),
-        None => (None, String::new()),
-    };
-    // one line: it goes into conditions and logs
-    let message: String = message
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .chars()
-        .take(300)
-        .collect();
-    let detail = if message.is_empty() {
-        message
-    } else {
-        format!(": {message}")
-    };
-    Err(RegistryError::Refused {
-        operation: subject.operation,
-        target: subject.target.to_owned(),
-        status: status.as_u16(),
-        code,
-        detail,
-        retry_after,
-    })
+    let wait = date(RETRY_AFTER)?.duration_since(&date(DATE)?);
+    Some(wait.try_into().unwrap_or(Duration::ZERO))
 }
 
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    // the date form is rare, and the bounds hold without it
-    headers
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-        .map(Duration::from_secs)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_asks_for_a_wait_in_seconds_or_until_a_date() {
+        let date = |time: &str| format!("Wed, 25 Nov 2026 {time} GMT");
+        for (asked, now, expected) in [
+            ("7", None, Some(7)),
+            (" 120 ", Some(date("10:00:00")), Some(120)),
+            (&date("10:00:30"), Some(date("10:00:00")), Some(30)),
+            (&date("09:59:00"), Some(date("10:00:00")), Some(0)),
+            (&date("10:00:30"), None, None),
+            ("soon", Some(date("10:00:00")), None),
+            ("-1", None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, asked.parse().unwrap());
+            if let Some(now) = &now {
+                headers.insert(DATE, now.parse().unwrap());
+            }
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers), expected, "{asked} at {now:?}");
+        }
+    }
 }

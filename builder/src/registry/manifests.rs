@@ -9,11 +9,14 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 
-use super::exchange::{Scope, Subject, bounded_body, header};
-use super::retry::{BOUNDS_OF_A_MIRROR, retry};
+use super::exchange::{Scope, Subject, header};
+use super::retry::retry;
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
 use crate::reference::{Reference, Repository};
+
+/// Of the manifest that is named, on every answer about one.
+const DIGEST: &str = "docker-content-digest";
 
 /// A manifest as the registry has it.
 #[derive(Clone, Debug)]
@@ -41,7 +44,7 @@ impl Registry {
         let own = places.pop().unwrap_or_else(|| reference.clone());
         for mirror in places {
             match self
-                .with_bounds(BOUNDS_OF_A_MIRROR)
+                .with_bounds(self.bounds.of_a_mirror())
                 .manifest(&mirror, architecture)
                 .await
             {
@@ -93,7 +96,10 @@ impl Registry {
         }
     }
 
-    async fn raw_manifest(&self, reference: &Reference) -> Result<Manifest, RegistryError> {
+    pub(super) async fn raw_manifest(
+        &self,
+        reference: &Reference,
+    ) -> Result<Manifest, RegistryError> {
         let target = reference.to_string();
         let subject = Subject {
             operation: "pull the manifest of",
@@ -111,9 +117,11 @@ impl Registry {
                 })
                 .await?;
             let media_type = header(&response, CONTENT_TYPE.as_str()).unwrap_or_default();
-            let bytes = bounded_body(subject, response).await?;
+            // what a tag stands for only the registry knows
+            let told = header(&response, DIGEST).and_then(|digest| digest.parse().ok());
+            let bytes = self.body(subject, response).await?;
             let digest = Digest::of(&bytes);
-            match reference.digest {
+            match reference.digest.or(told) {
                 Some(wanted) if wanted != digest => Err(RegistryError::WrongDigest {
                     target: target.clone(),
                     wanted,
@@ -154,7 +162,7 @@ impl Registry {
             .await
         });
         match head.await {
-            Ok(response) => match header(&response, "docker-content-digest")
+            Ok(response) => match header(&response, DIGEST)
                 .and_then(|d| d.parse().ok())
                 .or(reference.digest)
             {
@@ -191,23 +199,23 @@ impl Registry {
             &format!("manifests/{}", reference.manifest_name()),
         );
         let wanted = Digest::of(bytes);
-        let response = retry(&self.bounds, || async {
-            self.exchange(subject, &scope, &|http| {
-                http.put(&url)
-                    .header(CONTENT_TYPE, media_type)
-                    .body(bytes.clone())
-            })
-            .await
+        retry(&self.bounds, || async {
+            let response = self
+                .exchange_with(subject, &scope, bytes, &|http| {
+                    http.put(&url).header(CONTENT_TYPE, media_type)
+                })
+                .await?;
+            let got = header(&response, DIGEST);
+            match got.and_then(|digest| digest.parse::<Digest>().ok()) {
+                Some(got) if got != wanted => Err(RegistryError::WrongDigest {
+                    target: target.clone(),
+                    wanted,
+                    got,
+                }),
+                Some(_) | None => Ok(wanted),
+            }
         })
-        .await?;
-        match header(&response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok()) {
-            Some(got) if got != wanted => Err(RegistryError::WrongDigest {
-                target,
-                wanted,
-                got,
-            }),
-            _ => Ok(wanted),
-        }
+        .await
     }
 
     /// Deletes a manifest by digest; one that isn't there is fine.
@@ -235,6 +243,40 @@ impl Registry {
         {
             Ok(_) => Ok(()),
             Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Registry {
+    /// Deletes a tag and nothing else; false from a registry that can't, as it deletes tags with their manifest. One that isn't there is fine.
+    ///
+    /// # Errors
+    /// User: no right. Transient: the network.
+    pub async fn delete_tag(
+        &self,
+        repository: &Repository,
+        tag: &str,
+    ) -> Result<bool, RegistryError> {
+        let target = format!("{repository}:{tag}");
+        let subject = Subject {
+            operation: "delete the tag",
+            target: &target,
+        };
+        let scope = Scope::new(repository, "pull,push,delete");
+        let url = self.url(repository, &format!("manifests/{tag}"));
+        match retry(&self.bounds, || async {
+            self.exchange(subject, &scope, &|http| http.delete(&url))
+                .await
+        })
+        .await
+        {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(true),
+            // docker-registry 2.8 takes the tag for a digest
+            Err(RegistryError::Refused {
+                status: 400 | 405, ..
+            }) => Ok(false),
             Err(error) => Err(error),
         }
     }

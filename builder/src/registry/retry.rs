@@ -1,4 +1,4 @@
-//! The only retry loop around HTTP exchanges: what is tried again, how often and after how long.
+//! What is tried again, how often and after how long? The only answer to it around HTTP: [`retry`] for one exchange, [`Trying`] for what goes on where it broke.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -6,32 +6,38 @@ use std::time::{Duration, Instant};
 use super::error::RegistryError;
 use crate::error::{Class, Classify as _};
 
-/// How often and how long one exchange is tried.
+/// How often and how long something is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// In all, the first included.
+    /// At least so many attempts, the first included.
     pub attempts: u32,
+    /// And more of them until so long after the first one failed.
+    pub patience: Duration,
     /// Before the second attempt; doubles with each.
     pub first_delay: Duration,
-    /// No waiting time is longer, whatever a registry asks for.
+    /// No pause of our own choice is longer.
     pub longest_delay: Duration,
 }
 
-/// A registry that restarts is away for a few seconds; one that is gone should fail the attempt within a minute or two, since the pod is tried again by its Job.
+/// A registry that restarts, or moves to another node, is away for a minute; one that is gone should fail the attempt soon after, since the pod is tried again by its Job.
 pub const DEFAULT_BOUNDS: Bounds = Bounds {
-    attempts: 6,
+    attempts: 3,
+    patience: Duration::from_secs(100),
     first_delay: Duration::from_millis(500),
-    longest_delay: Duration::from_secs(30),
-};
-
-/// A mirror has another place behind it: one more attempt for a lost connection, and on.
-pub(super) const BOUNDS_OF_A_MIRROR: Bounds = Bounds {
-    attempts: 2,
-    ..DEFAULT_BOUNDS
+    longest_delay: Duration::from_secs(10),
 };
 
 impl Bounds {
-    /// How long to wait after attempt number `attempt` (from 1) failed; `jitter` is from 0 to 1.
+    /// Those of a place that has another one behind it: one more attempt for a lost connection, and on.
+    pub(super) fn of_a_mirror(self) -> Self {
+        Self {
+            attempts: 2,
+            patience: Duration::ZERO,
+            ..self
+        }
+    }
+
+    /// How long to wait after attempt number `attempt` (from 1) failed; `asked` is what the registry wants, `jitter` is from 0 to 1.
     #[must_use]
     pub fn delay(&self, attempt: u32, asked: Option<Duration>, jitter: f64) -> Duration {
         let doubled = self
@@ -41,7 +47,73 @@ impl Bounds {
         let own = doubled
             .min(self.longest_delay)
             .mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
-        own.max(asked.unwrap_or_default().min(self.longest_delay))
+        let longest = self.longest_delay.max(self.patience);
+        own.max(asked.unwrap_or_default().min(longest))
+    }
+}
+
+/// Attempts at one thing.
+#[derive(Debug)]
+pub(crate) struct Trying {
+    bounds: Bounds,
+    attempts: u32,
+    /// The first failure.
+    since: Option<Instant>,
+}
+
+impl Trying {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            attempts: 0,
+            since: None,
+        }
+    }
+
+    /// An attempt has failed at `now`: how long to wait before the next one; none if it was the last.
+    pub(crate) fn failed(
+        &mut self,
+        now: Instant,
+        asked: Option<Duration>,
+        jitter: f64,
+    ) -> Option<Duration> {
+        self.attempts += 1;
+        let since = *self.since.get_or_insert(now);
+        let is_last = self.attempts >= self.bounds.attempts
+            && now.duration_since(since) >= self.bounds.patience;
+        (!is_last).then(|| self.bounds.delay(self.attempts, asked, jitter))
+    }
+
+    /// What was tried has come forward: failures from now on are counted anew.
+    pub(super) fn progressed(&mut self) {
+        *self = Self::new(self.bounds);
+    }
+
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    /// The failure itself if no further attempt would end otherwise; after the last attempt also how often and how long it was tried.
+    pub(super) async fn pause(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        if error.class() != Class::Transient || error.is_lost_upload() {
+            return Err(error);
+        }
+        let now = Instant::now();
+        // Other bytes than those asked for are no outage that passes with time.
+        if let RegistryError::WrongDigest { .. } = error {
+            self.bounds.patience = Duration::ZERO;
+        }
+        match self.failed(now, error.retry_after(), jitter()) {
+            Some(delay) => {
+                tracing::warn!(attempt = self.attempts, delay_ms = delay.as_millis() as u64, error = %crate::error::chain(&error), "registry exchange failed, trying again");
+                tokio::time::sleep(delay).await;
+                Ok(())
+            }
+            None => Err(RegistryError::GaveUp {
+                attempts: self.attempts,
+                elapsed: self.since.map_or(Duration::ZERO, |since| now - since),
+                source: Box::new(error),
+            }),
+        }
     }
 }
 
@@ -54,27 +126,12 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, RegistryError>>,
 {
-    let start = Instant::now();
-    let mut attempt = 1;
+    let mut trying = Trying::new(*bounds);
     loop {
-        let error = match exchange().await {
+        match exchange().await {
             Ok(value) => return Ok(value),
-            Err(error) if error.class() != Class::Transient || error.is_lost_upload() => {
-                return Err(error);
-            }
-            Err(error) => error,
-        };
-        if attempt >= bounds.attempts {
-            return Err(RegistryError::GaveUp {
-                attempts: attempt,
-                elapsed: start.elapsed(),
-                source: Box::new(error),
-            });
+            Err(error) => trying.pause(error).await?,
         }
-        let delay = bounds.delay(attempt, error.retry_after(), jitter());
-        tracing::warn!(attempt, delay_ms = delay.as_millis() as u64, error = %crate::error::chain(&error), "registry exchange failed, trying again");
-        tokio::time::sleep(delay).await;
-        attempt += 1;
     }
 }
 
@@ -97,9 +154,10 @@ mod tests {
             (1, None, 0.0, ms(250)),
             (2, None, 1.0, ms(1000)),
             (3, None, 1.0, ms(2000)),
-            (30, None, 1.0, ms(30_000)),
+            (30, None, 1.0, ms(10_000)),
             (1, Some(ms(7000)), 1.0, ms(7000)),
-            (1, Some(ms(3_600_000)), 1.0, ms(30_000)),
+            (1, Some(ms(60_000)), 1.0, ms(60_000)),
+            (1, Some(ms(3_600_000)), 1.0, ms(100_000)),
             (4, Some(ms(1)), 1.0, ms(4000)),
         ] {
             assert_eq!(
@@ -108,5 +166,34 @@ mod tests {
                 "attempt {attempt}, asked {asked:?}, jitter {jitter}"
             );
         }
+    }
+
+    /// When attempts begin, in milliseconds, if each takes `attempt` and fails, and when it is given up.
+    fn attempts(bounds: Bounds, attempt: Duration, jitter: f64) -> (Vec<u64>, u64) {
+        let began = Instant::now();
+        let mut trying = Trying::new(bounds);
+        let (mut now, mut begun) = (Duration::ZERO, Vec::new());
+        loop {
+            begun.push(u64::try_from(now.as_millis()).unwrap());
+            now += attempt;
+            match trying.failed(began + now, None, jitter) {
+                Some(delay) => now += delay,
+                None => return (begun, u64::try_from(now.as_millis()).unwrap()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_minute_of_outage_passes_at_any_jitter_and_one_without_end_is_given_up() {
+        for jitter in [0.0, 0.5, 1.0] {
+            for takes in [0, 1, 10, 120] {
+                let (begun, ended) = attempts(DEFAULT_BOUNDS, Duration::from_secs(takes), jitter);
+                assert!(begun.last() > Some(&90_000), "{takes} {jitter}: {begun:?}");
+                assert!(begun.len() >= 3 && begun.len() < 40, "{begun:?}");
+                assert!(ended < 400_000, "{takes} {jitter}: {ended}");
+            }
+        }
+        let mirror = DEFAULT_BOUNDS.of_a_mirror();
+        assert_eq!(attempts(mirror, Duration::ZERO, 1.0), (vec![0, 500], 500));
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use reqwest::redirect::Policy;
+
 use super::{Registry, RegistryError};
 use crate::reference::Repository;
 
 /// A registry may move a large blob from one place of its storage to another before it answers.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// A registry sends us to its storage once; some put a cache between.
-const MOST_REDIRECTS: usize = 5;
 
 /// What containers-certs.d(5) has for one registry.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -81,9 +81,8 @@ impl Transport {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("strata/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(10))
-            // between two reads, not for a whole blob
-            .read_timeout(self.idle_timeout)
-            .redirect(reqwest::redirect::Policy::custom(followed))
+            // these are followed by ourselves, who know what may go along
+            .redirect(Policy::none())
             .tls_danger_accept_invalid_certs(insecure);
         let own_authorities = own
             .map(|own| own.authorities.as_slice())
@@ -95,6 +94,10 @@ impl Transport {
             builder = builder.identity(identity);
         }
         builder.build().map_err(RegistryError::Client)
+    }
+
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
     }
 
     fn is_special(&self, host: &str) -> bool {
@@ -111,6 +114,10 @@ fn authorities(bundles: &[Vec<u8>]) -> Result<Vec<reqwest::Certificate>, reqwest
 }
 
 impl Registry {
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        self.inner.transport.idle_timeout()
+    }
+
     /// The client for a repository's registry.
     pub(super) fn client(&self, repository: &Repository) -> Result<reqwest::Client, RegistryError> {
         let host = repository.host();
@@ -159,13 +166,6 @@ impl Registry {
         without_tls.insert(repository.host().to_owned());
     }
 
-    /// Whether `url` is at the repository's own registry, over the transport that it is spoken to by: only then may it see credentials. An upload's
-    /// Location, or a redirect, may name any place.
-    pub(super) fn is_own(&self, repository: &Repository, url: &url::Url) -> bool {
-        let own = self.url(repository, "").parse::<url::Url>();
-        own.is_ok_and(|own| own.origin() == url.origin())
-    }
-
     pub(super) fn url(&self, repository: &Repository, rest: &str) -> String {
         let host = repository.host();
         let scheme = if self.is_plain_http(repository) {
@@ -179,18 +179,5 @@ impl Registry {
             host
         };
         format!("{scheme}://{host}/v2/{}/{rest}", repository.path())
-    }
-}
-
-/// The HTTP client takes credentials off when the host or port changes. What it doesn't see is the same place without TLS.
-fn followed(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
-    let secure = |url: &url::Url| url.scheme() == "https";
-    let was_secure = attempt.previous().iter().any(secure);
-    if attempt.previous().len() > MOST_REDIRECTS {
-        attempt.error("too many redirects")
-    } else if was_secure && !secure(attempt.url()) {
-        attempt.error("a redirect away from TLS")
-    } else {
-        attempt.follow()
     }
 }

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::error::UPLOAD_OPERATION;
 use super::exchange::{Scope, Subject, header, location};
+use super::pace::SLOWEST_BYTES;
 use super::retry::retry;
 use super::{Registry, RegistryError};
 use crate::digest::Digest;
@@ -18,6 +19,8 @@ use crate::reference::Repository;
 
 /// Large enough that round trips don't count, small enough to hold several uploads in memory.
 const PIECE_BYTES: usize = 8 << 20;
+
+const OCTETS: &str = "application/octet-stream";
 
 /// An upload; dropped before its end, the registry forgets it.
 #[derive(Debug)]
@@ -92,17 +95,24 @@ impl Upload {
         retry(&self.registry.bounds, || async {
             let request = |http: &reqwest::Client| {
                 http.put(url.clone())
-                    .header(CONTENT_TYPE, "application/octet-stream")
+                    .header(CONTENT_TYPE, OCTETS)
                     .header(CONTENT_LENGTH, body.len())
-                    .body(body.clone())
             };
-            match self.registry.exchange(subject, &self.scope, &request).await {
+            let ended = self
+                .registry
+                .exchange_with(subject, &self.scope, &body, &request);
+            match ended.await {
                 Ok(_) => Ok(()),
                 // a request that did its work but whose answer was lost has ended the session
                 Err(error) if error.is_not_found() || error.class() == Class::Transient => {
-                    match self.registry.has_blob(&self.repository, digest).await {
-                        Ok(true) => Ok(()),
-                        _ => Err(error),
+                    let seen = self
+                        .registry
+                        .sees_blob(subject, &self.repository, digest)
+                        .await;
+                    if matches!(seen, Ok(true)) {
+                        Ok(())
+                    } else {
+                        Err(error)
                     }
                 }
                 Err(error) => Err(error),
@@ -140,66 +150,66 @@ impl Upload {
         Ok(Session { url, offset: 0 })
     }
 
+    /// Sends a piece; one that breaks is asked for before its rest follows.
     async fn send(&mut self, piece: Bytes) -> Result<(), RegistryError> {
-        let session = match self.session.take() {
+        let mut session = match self.session.take() {
             Some(session) => session,
             None => self.open().await?,
         };
-        let start = session.offset;
-        let end = start + piece.len() as u64;
-        let progress = std::sync::Mutex::new(session);
-        let current = || {
-            progress.lock().map_or_else(
-                |poisoned| poisoned.into_inner().clone(),
-                |session| session.clone(),
-            )
-        };
-        let set = |session: Session| match progress.lock() {
-            Ok(mut slot) => *slot = session,
-            Err(poisoned) => *poisoned.into_inner() = session,
-        };
-        let mut first = true;
-        retry(&self.registry.bounds, || {
-            let ask = !std::mem::replace(&mut first, false);
-            let (current, set, piece) = (&current, &set, &piece);
-            let this = &*self;
-            async move {
-                if ask {
-                    set(this.ask(current()).await?);
+        let (start, end) = (session.offset, session.offset + piece.len() as u64);
+        let mut trying = self.registry.trying();
+        let mut is_sure = true;
+        while session.offset < end {
+            let rest = usize::try_from(session.offset - start).unwrap_or(usize::MAX);
+            let tried = match is_sure {
+                true => self.patch(&session, piece.slice(rest..)).await,
+                false => self.ask(&session).await,
+            };
+            match tried {
+                Ok(next) if !(start..=end).contains(&next.offset) => {
+                    return Err(RegistryError::Miscounted {
+                        target: self.target.clone(),
+                        has_bytes: next.offset,
+                        expected: format!("{start} to {end}"),
+                    });
                 }
-                let session = current();
-                if session.offset >= end {
-                    return Ok(());
+                Ok(next) => {
+                    if next.offset >= session.offset + SLOWEST_BYTES as u64 {
+                        trying.progressed();
+                    }
+                    (session, is_sure) = (next, true);
                 }
-                let rest = piece
-                    .slice(usize::try_from(session.offset.saturating_sub(start)).unwrap_or(0)..);
-                let subject = this.subject();
-                let range = format!("{}-{}", session.offset, end - 1);
-                let request = |http: &reqwest::Client| {
-                    http.patch(session.url.clone())
-                        .header(CONTENT_TYPE, "application/octet-stream")
-                        .header(CONTENT_LENGTH, rest.len())
-                        .header(CONTENT_RANGE, &range)
-                        .body(rest.clone())
-                };
-                let response = this
-                    .registry
-                    .exchange(subject, &this.scope, &request)
-                    .await?;
-                let url = location(&response).ok_or_else(|| {
-                    subject.malformed("the registry took a piece without saying where to go on")
-                })?;
-                set(Session { url, offset: end });
-                Ok(())
+                Err(error) => {
+                    trying.pause(error).await?;
+                    is_sure = false;
+                }
             }
-        })
-        .await?;
-        self.session = Some(current());
+        }
+        self.session = Some(session);
         Ok(())
     }
 
+    async fn patch(&self, session: &Session, rest: Bytes) -> Result<Session, RegistryError> {
+        let subject = self.subject();
+        let offset = session.offset + rest.len() as u64;
+        let range = format!("{}-{}", session.offset, offset - 1);
+        let request = |http: &reqwest::Client| {
+            http.patch(session.url.clone())
+                .header(CONTENT_TYPE, OCTETS)
+                .header(CONTENT_RANGE, &range)
+        };
+        let response = self
+            .registry
+            .exchange_with(subject, &self.scope, &rest, &request)
+            .await?;
+        let url = location(&response).ok_or_else(|| {
+            subject.malformed("the registry took a piece without saying where to go on")
+        })?;
+        Ok(Session { url, offset })
+    }
+
     /// How far the registry came.
-    async fn ask(&self, session: Session) -> Result<Session, RegistryError> {
+    async fn ask(&self, session: &Session) -> Result<Session, RegistryError> {
         let subject = Subject {
             operation: UPLOAD_OPERATION,
             target: &self.target,

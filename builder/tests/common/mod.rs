@@ -1,6 +1,7 @@
 //! The program as shipped, and images made with it, for the tests beside this folder.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod certificates;
 pub mod proxy;
 
 use std::collections::BTreeMap;
@@ -310,22 +311,84 @@ impl Drop for Running {
     }
 }
 
-/// A docker-registry on a port of its own.
-pub struct DockerRegistry {
+/// A program that is a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Debian's docker-registry 2.8.
+    Docker2,
+    /// `distribution` v3, from its Go module.
+    Distribution3,
+}
+
+impl Program {
+    /// True if it is installed; else says so.
+    pub fn is_there(self, test: &str) -> bool {
+        match self {
+            Self::Docker2 => has("docker-registry", test),
+            Self::Distribution3 => {
+                let found = self.path().exists();
+                if !found {
+                    skip(
+                        test,
+                        "distribution v3 is not built: e2e/setup check does it",
+                    );
+                }
+                found
+            }
+        }
+    }
+
+    /// Where it is: the second one in the cache of e2e/cluster/build.sh.
+    fn path(self) -> PathBuf {
+        if self == Self::Docker2 {
+            return "docker-registry".into();
+        }
+        let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/cluster/recipe.sh");
+        let recipe = Command::new(recipe).arg("distribution").output().unwrap();
+        assert!(recipe.status.success());
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let own_cache = || {
+            let home = || variable("HOME").unwrap_or("/root".into()).join(".cache");
+            variable("XDG_CACHE_HOME")
+                .unwrap_or_else(home)
+                .join("strata")
+        };
+        let cache = variable("STRATA_CACHE").unwrap_or_else(own_cache);
+        let hash = String::from_utf8(recipe.stdout).unwrap();
+        cache.join(format!("distribution-{}/registry", hash.trim()))
+    }
+}
+
+/// Makes each of these functions a test with either registry program.
+#[macro_export]
+macro_rules! with_both_registries {
+    ($($name:ident)*) => {
+        mod docker_2 {
+            $(#[test] fn $name() { super::$name(super::Program::Docker2); })*
+        }
+        mod distribution_3 {
+            $(#[test] fn $name() { super::$name(super::Program::Distribution3); })*
+        }
+    };
+}
+
+/// A registry on a port of its own.
+pub struct RegistryServer {
     pub host: String,
+    program: Program,
     port: u16,
     configuration: PathBuf,
     process: Option<Running>,
 }
 
-impl DockerRegistry {
+impl RegistryServer {
     /// With its files in `folder`.
-    pub fn start(folder: &Path) -> Self {
-        Self::start_with(folder, "")
+    pub fn start(program: Program, folder: &Path) -> Self {
+        Self::start_with(program, folder, "")
     }
 
     /// Also with these settings of its `http`.
-    pub fn start_with(folder: &Path, http: &str) -> Self {
+    pub fn start_with(program: Program, folder: &Path, http: &str) -> Self {
         let port = free_port();
         let text = format!(
             "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
@@ -336,6 +399,7 @@ impl DockerRegistry {
         fs::write(&configuration, text).unwrap();
         let mut registry = Self {
             host: format!("127.0.0.1:{port}"),
+            program,
             port,
             configuration,
             process: None,
@@ -345,10 +409,12 @@ impl DockerRegistry {
     }
 
     pub fn restart(&mut self) {
-        self.process = None;
-        let child = Command::new("docker-registry")
+        self.stop();
+        let child = Command::new(self.program.path())
             .arg("serve")
             .arg(&self.configuration)
+            // the third version sends traces to this machine otherwise
+            .env("OTEL_TRACES_EXPORTER", "none")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -356,6 +422,10 @@ impl DockerRegistry {
             .unwrap();
         self.process = Some(Running(child));
         wait_for(self.port);
+    }
+
+    pub fn stop(&mut self) {
+        self.process = None;
     }
 
     pub fn port(&self) -> u16 {
@@ -380,7 +450,7 @@ impl DockerRegistry {
     }
 
     /// Status and body.
-    fn get(&self, path: &str) -> (String, Vec<u8>) {
+    pub fn get(&self, path: &str) -> (String, Vec<u8>) {
         let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let request = format!(
             "GET {path} HTTP/1.0\r\nhost: x\r\naccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
@@ -396,10 +466,33 @@ impl DockerRegistry {
 
     /// Removes a blob behind the registry's back.
     pub fn lose_blob(&self, digest: &str) {
+        fs::remove_dir_all(self.blob_folder(digest)).unwrap();
+    }
+
+    /// A blob as it is on the disk.
+    pub fn blob(&self, digest: &str) -> Vec<u8> {
+        fs::read(self.blob_folder(digest).join("data")).unwrap()
+    }
+
+    fn blob_folder(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
-        let blobs = self.configuration.with_file_name("registry");
-        let blobs = blobs.join("docker/registry/v2/blobs/sha256");
-        fs::remove_dir_all(blobs.join(&hex[..2]).join(hex)).unwrap();
+        let blobs = self.storage().join("blobs/sha256");
+        blobs.join(&hex[..2]).join(hex)
+    }
+
+    /// Digests of the blobs that the repository has.
+    pub fn layers(&self, repository: &str) -> Vec<String> {
+        let links = self.storage().join("repositories").join(repository);
+        let links = fs::read_dir(links.join("_layers/sha256")).unwrap();
+        let name = |link: fs::DirEntry| link.file_name().into_string().unwrap();
+        links
+            .map(|link| format!("sha256:{}", name(link.unwrap())))
+            .collect()
+    }
+
+    fn storage(&self) -> PathBuf {
+        let folder = self.configuration.with_file_name("registry");
+        folder.join("docker/registry/v2")
     }
 }
 

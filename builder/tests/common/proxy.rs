@@ -37,17 +37,35 @@ pub enum Action {
     Drop,
     /// The registry gets so many bytes of the body, then its connection ends as ours does.
     CutRequest(usize),
+    /// The same, but both connections are reset.
+    ResetRequest(usize),
+    /// The registry gets so many bytes of the body, and then nothing happens.
+    StallRequest(usize),
+    /// One bit of the request's body is another one.
+    SpoilRequest,
     /// The client gets so many bytes of the answer's body.
     CutAnswer(usize),
+    /// The same, but the connection is reset.
+    ResetAnswer(usize),
+    /// The client gets so many bytes of the answer's body, and then nothing happens; with none, it doesn't get the answer's head either.
+    StallAnswer(usize),
+    /// The answer's body comes a byte at a time, with this time between; one without a body never comes to its end.
+    Drip(Duration),
     /// The registry does its work, but its answer is lost.
     LoseAnswer,
     /// One bit of the answer's body is another one.
     Spoil,
     /// The answer comes after this time.
     Late(Duration),
+    /// Of request and answer 128 KiB pass at a time, with this time between.
+    Slow(Duration),
+    /// The registry gets the request twice; the second answer is the one that comes.
+    Twice,
     /// Location leads here instead: scheme, host and port.
     MoveTo(String),
 }
+
+const SLOW_BYTES: usize = 128 << 10;
 
 type Rule = Box<dyn FnMut(&Request, usize) -> Action + Send>;
 
@@ -81,6 +99,10 @@ impl Proxy {
         proxy
     }
 
+    pub fn port(&self) -> u16 {
+        self.host.rsplit_once(':').unwrap().1.parse().unwrap()
+    }
+
     /// All requests so far.
     pub fn seen(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
@@ -102,28 +124,14 @@ fn serve(
         let found = headers.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.clone())
     };
-    let mut body = Vec::new();
-    if header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            let length = usize::from_str_radix(line.trim(), 16).ok()?;
-            let mut chunk = vec![0; length + 2];
-            reader.read_exact(&mut chunk).ok()?;
-            if length == 0 {
-                break;
-            }
-            body.extend_from_slice(&chunk[..length]);
-        }
-    } else if let Some(length) = header("content-length") {
-        body.resize(length.parse().ok()?, 0);
-        reader.read_exact(&mut body).ok()?;
-    }
+    // ours says how long a body is
+    assert_eq!(header("transfer-encoding"), None);
+    let length = header("content-length").map_or(0, |length| length.parse().unwrap());
     let request = Request {
         method: method.clone(),
         path: path.clone(),
         headers: headers.clone(),
-        body_bytes: body.len(),
+        body_bytes: length,
     };
     let before = {
         let mut seen = seen.lock().unwrap();
@@ -134,6 +142,7 @@ fn serve(
     let action = (rule.lock().unwrap())(&request, before);
     match &action {
         Action::Answer(status, headers, text) => {
+            reader.read_exact(&mut vec![0; length]).ok()?;
             let mut answer = format!("HTTP/1.1 {status} X\r\n");
             for (name, value) in headers {
                 answer += &format!("{name}: {value}\r\n");
@@ -151,7 +160,26 @@ fn serve(
         }
         _ => {}
     }
-    let mut server = TcpStream::connect(("127.0.0.1", upstream)).ok()?;
+    let mut body = vec![0; length];
+    let taken = match action {
+        Action::StallRequest(bytes) => bytes.min(length),
+        _ => length,
+    };
+    if let Action::Slow(pause) = action {
+        // what waits in buffers would hide how slow it is
+        rustix::net::sockopt::set_socket_recv_buffer_size(&client, SLOW_BYTES).ok()?;
+        for part in body.chunks_mut(SLOW_BYTES) {
+            reader.read_exact(part).ok()?;
+            std::thread::sleep(pause);
+        }
+    } else {
+        reader.read_exact(&mut body[..taken]).ok()?;
+    }
+    if matches!(action, Action::SpoilRequest) && length > 0 {
+        body[length / 2] ^= 1;
+    }
+    let connect = || TcpStream::connect(("127.0.0.1", upstream)).ok();
+    let mut server = connect()?;
     let mut forwarded = format!("{method} {path} HTTP/1.1\r\n");
     for (name, value) in &headers {
         let own = [
@@ -169,14 +197,28 @@ fn serve(
         body.len()
     );
     server.write_all(forwarded.as_bytes()).ok()?;
-    if let Action::CutRequest(bytes) = action {
+    if let Action::CutRequest(bytes) | Action::ResetRequest(bytes) = action {
         server.write_all(&body[..bytes.min(body.len())]).ok()?;
         std::thread::sleep(Duration::from_millis(200));
+        if matches!(action, Action::ResetRequest(_)) {
+            reset_on_close(&[&server, &client]);
+            return Some(());
+        }
         let _ = server.shutdown(Shutdown::Both);
         let _ = client.shutdown(Shutdown::Both);
         return Some(());
     }
-    server.write_all(&body).ok()?;
+    server.write_all(&body[..taken]).ok()?;
+    if matches!(action, Action::StallRequest(_)) {
+        wait_for_end(&client);
+        return Some(());
+    }
+    if matches!(action, Action::Twice) {
+        server.read_to_end(&mut Vec::new()).ok()?;
+        server = connect()?;
+        server.write_all(forwarded.as_bytes()).ok()?;
+        server.write_all(&body).ok()?;
+    }
     let mut reader = BufReader::new(server);
     let (first, headers) = head(&mut reader)?;
     let mut content = Vec::new();
@@ -186,6 +228,17 @@ fn serve(
         Action::LoseAnswer => {
             let _ = client.shutdown(Shutdown::Both);
             return Some(());
+        }
+        Action::StallAnswer(0) => {
+            wait_for_end(&client);
+            return Some(());
+        }
+        Action::Drip(pause) if content.is_empty() => {
+            // for want of a body its head drips
+            for byte in first.as_bytes().iter().cycle() {
+                client.write_all(&[*byte]).ok()?;
+                std::thread::sleep(*pause);
+            }
         }
         Action::Late(time) => std::thread::sleep(*time),
         Action::Spoil if !content.is_empty() => {
@@ -210,14 +263,62 @@ fn serve(
     }
     answer += "connection: close\r\n\r\n";
     client.write_all(answer.as_bytes()).ok()?;
+    if let Action::Drip(pause) | Action::Slow(pause) = action {
+        let at_once = match action {
+            Action::Drip(_) => 1,
+            _ => SLOW_BYTES,
+        };
+        for part in content.chunks(at_once) {
+            client.write_all(part).ok()?;
+            std::thread::sleep(pause);
+        }
+        return Some(());
+    }
     let length = match action {
-        Action::CutAnswer(bytes) => bytes.min(content.len()),
+        Action::CutAnswer(bytes) | Action::ResetAnswer(bytes) | Action::StallAnswer(bytes) => {
+            bytes.min(content.len())
+        }
         _ => content.len(),
     };
     client.write_all(&content[..length]).ok()?;
     client.flush().ok()?;
-    let _ = client.shutdown(Shutdown::Both);
+    match action {
+        Action::StallAnswer(_) => wait_for_end(&client),
+        Action::ResetAnswer(_) => {
+            std::thread::sleep(Duration::from_millis(50));
+            reset_on_close(&[&client]);
+        }
+        _ => {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
     Some(())
+}
+
+/// Until the other side has had enough.
+fn wait_for_end(client: &TcpStream) {
+    let mut buffer = [0; 1];
+    // What still comes of a request is not taken: it would be no stall.
+    while let Ok(1) = client.peek(&mut buffer) {
+        let mut polled = [rustix::event::PollFd::new(
+            client,
+            rustix::event::PollFlags::RDHUP,
+        )];
+        let second = rustix::event::Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        if rustix::event::poll(&mut polled, Some(&second)).unwrap() > 0 {
+            break;
+        }
+    }
+}
+
+fn reset_on_close(connections: &[&TcpStream]) {
+    for connection in connections {
+        let linger = Some(Duration::ZERO);
+        rustix::net::sockopt::set_socket_linger(connection, linger).unwrap();
+    }
 }
 
 fn head(reader: &mut impl BufRead) -> Option<(String, Vec<(String, String)>)> {
