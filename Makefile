@@ -17,6 +17,9 @@ soak:            ## a million random histories of the controller's plans; STRATA
 test:            ## everything: check, then the scenarios on the test cluster
 	@e2e/test
 
+bench:           ## strata-builder beside buildah and BuildKit; QUICK=1 takes 10 minutes
+	@e2e/bench/run $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(WORKLOADS)
+
 fuzz:            ## hostile bytes for what reads files of others, a minute for each target; SECONDS=600 for more
 	@fuzz/run $(or $(SECONDS),60)
 
@@ -56,4 +59,4 @@ clean: down      ## removes what was built in this checkout; the cache stays
 	cargo clean
 	rm -rf .strata
 
-.PHONY: help demo check soak fuzz test up images install scenario differential kubectl status down crds clean
+.PHONY: help demo check soak bench fuzz test up images install scenario differential kubectl status down crds clean

@@ -28,6 +28,11 @@ make_distribution() {
   (cd "$checkout/e2e/distribution" && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$1/registry" .)
 }
 
+make_peers() {
+  cd "$here/../bench/peers"
+  CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$1/" github.com/moby/buildkit/cmd/buildkitd github.com/moby/buildkit/cmd/buildctl
+}
+
 make_images() {
   mkdir -p "$1/pause" "$1/busybox"/{bin,etc,tmp,proc,sys,dev,var}
   gcc -static -Os -o "$1/pause/pause" "$here/images/pause.c"
@@ -60,6 +65,7 @@ describe() {
     runtime) echo "containerd and runc from their Go modules, 1 minute cold" ;;
     distribution) echo "the registry distribution v3 from its Go module, half a minute cold" ;;
     images) echo "the images pause and busybox" ;;
+    peers) echo "BuildKit from its Go module, 2 minutes cold" ;;
     ostree-container) echo "the ostree container program, 2 to 5 minutes cold" ;;
     rpms) echo "the RPM repository" ;;
     base) echo "the stand-in base OS image, 2 minutes" ;;

@@ -8,6 +8,7 @@ case ${1:?part} in
   runtime) inputs=("$cluster/runtime") ;;
   distribution) inputs=(e2e/distribution) ;;
   images) inputs=("$cluster/images") ;;
+  peers) inputs=(e2e/bench/peers) ;;
   ostree-container) inputs=("$standin/ostree-container") ;;
   rpms) inputs=("$standin/make-rpms.sh") ;;
   base) inputs=("$standin"/{ostree-container,make-base.sh,update-ca-trust,rpmdb-spec.py,contentmeta.py} "$cluster/make-registry.sh") ;;
