@@ -350,7 +350,7 @@ fn find(
 }
 
 /// The path inside the root, `.` and `..` taken out as text; `..` stops at the root.
-fn clean(path: &str) -> PathBuf {
+pub(crate) fn clean(path: &str) -> PathBuf {
     let mut clean = PathBuf::new();
     for component in Path::new(path).components() {
         match component {

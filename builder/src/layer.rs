@@ -9,9 +9,11 @@
 //!
 //! Left out: POSIX ACLs, sparse files (their holes are written as zeros).
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::thread;
@@ -191,6 +193,23 @@ impl Changes {
             Err(error) => Err(error),
             Ok(()) => Ok(true),
         }
+    }
+
+    /// True if `wanted` is of the path of each, which is relative to the root.
+    ///
+    /// # Errors
+    /// Transient, if they can't be read.
+    pub fn all(&self, wanted: impl FnMut(&Path) -> bool) -> Result<bool, LayerError> {
+        struct All<F>(F, bool);
+        impl<F: FnMut(&Path) -> bool> walk::Entries for All<F> {
+            fn entry(&mut self, entry: Entry, _: Place<'_>) -> Result<(), LayerError> {
+                self.1 &= (self.0)(Path::new(OsStr::from_bytes(&entry.name)));
+                Ok(())
+            }
+        }
+        let mut all = All(wanted, true);
+        self.tell(None, &mut all)?;
+        Ok(all.1)
     }
 
     fn tell(&self, newest: Option<u64>, entries: &mut dyn walk::Entries) -> Result<(), LayerError> {

@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | what does the file say, and what does the target need? | [`containerfile`], [`ignore`], [`state`] |
 //! | which image, which bytes? | [`reference`], [`digest`], [`image`] |
-//! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`tee`], [`pull`], [`unpack`] |
+//! | where are images, and how do their bytes come and go? | [`registry`], [`layout`], [`store`], [`tee`], [`pull`], [`unpack`], [`ostree`] |
 //! | where do a stage's writes go, and how does a step run? | [`overlay`], [`flat`], [`root`], [`copy`], [`fetch`], [`sandbox`], [`shortage`] |
 //! | how do changes become a layer? | [`layer`] |
 //! | in which order? who watches? who is told? | [`pipeline`], [`stop`], [`progress`], [`contract`], [`error`] |
@@ -34,6 +34,7 @@ pub mod ignore;
 pub mod image;
 pub mod layer;
 pub mod layout;
+pub mod ostree;
 pub mod overlay;
 pub mod pipeline;
 pub mod progress;

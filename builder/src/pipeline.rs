@@ -7,6 +7,7 @@
 //!                           └─► layers of the base: there, mounted or copied ─────────────────────┼─► config ─► manifest ─► report
 //! ```
 //!
+//! * Where a build only puts files onto an image of an ostree commit, the commit's folders stand for it, and no layer is unpacked (`outline`).
 //! * Nothing runs before the whole file is parsed, planned and checked for what this builder doesn't do.
 //! * A stage (or, with [`LayerPer::Step`], a step) makes at most one layer, and none if it changed no file.
 //! * Stages that need nothing of each other run at the same time, each on a thread of its own; uploads go on beside them. The first failure stops all.
@@ -29,6 +30,7 @@ use bases::{Outside, lowest_base};
 use begin::{go_on, start_pulls, tell_where};
 use layers::Layers;
 use outcome::{Phases, failure, peak_rss_bytes};
+use outline::outline;
 use stage::{Change, Earlier, Stages};
 use target::Target;
 use todo::{Todo, ancestors};
@@ -40,6 +42,7 @@ mod check;
 mod error;
 mod layers;
 mod outcome;
+mod outline;
 pub mod report;
 mod schedule;
 mod spec;
@@ -98,15 +101,21 @@ async fn run(
             Ok(outcome)
         }
         None => {
-            attempt(
-                spec,
-                entered,
-                progress,
-                phases,
-                (file, graph),
-                note.as_ref(),
-            )
-            .await
+            let note = note.as_ref();
+            let planned = (file, graph);
+            let begun = attempt(spec, entered, progress, phases, planned.clone(), note, true);
+            match begun.await {
+                Err(BuildError::BeyondOutline) => {
+                    // Its stages begin with nothing of the ones before.
+                    let scratch = spec.scratch.join("again");
+                    let spec = BuildSpec {
+                        scratch,
+                        ..spec.clone()
+                    };
+                    attempt(&spec, entered, progress, phases, planned, note, false).await
+                }
+                result => result,
+            }
         }
     };
     if let Some(note) = note {
@@ -129,6 +138,7 @@ async fn attempt(
     phases: &mut Phases,
     (mut file, mut graph): (Containerfile, BuildGraph),
     note: Option<&Arc<Note>>,
+    may_outline: bool,
 ) -> Result<Outcome, BuildError> {
     let mut outside = Outside::default();
     let mut triggered = BTreeSet::new();
@@ -153,6 +163,9 @@ async fn attempt(
     };
     let done = left.as_ref().and_then(|left| left.layers.last());
     let todo = Todo::after(&graph, done.map(|done| done.after));
+    if may_outline && left.is_none() {
+        outline(&mut outside, spec, &file, &graph, &todo).await;
+    }
     let planned = stage::Plan {
         spec,
         file: &file,

@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::outline::Outline;
 use super::todo::{Todo, ancestors};
 use super::{BuildError, BuildSpec, ContextSource};
 use crate::containerfile::Containerfile;
@@ -25,8 +27,10 @@ pub struct Base {
     pub image: Image,
     /// Where its layers come from.
     pub resolved: ResolvedImage,
-    /// Already unpacked (`--base-rootfs`).
+    /// Already unpacked (`--base-rootfs`), or what stands for it.
     pub rootfs: Option<PathBuf>,
+    /// What `rootfs` is, if it has only folders.
+    pub outline: Option<Arc<Outline>>,
 }
 
 /// What is outside of the Containerfile, by [`Name`].
@@ -70,7 +74,9 @@ impl Name {
         }
     }
 
-    fn text(&self) -> &str {
+    /// As written.
+    #[must_use]
+    pub fn text(&self) -> &str {
         match self {
             Self::Context(text) | Self::Image(text, _) => text,
         }
@@ -145,6 +151,7 @@ impl Outside {
                 image,
                 resolved,
                 rootfs,
+                outline: None,
             };
             self.images.insert(name, base);
         }
@@ -171,6 +178,14 @@ impl Outside {
             base.rootfs.is_none().then(|| (name, base.resolved.clone()))
         };
         needed.into_iter().filter_map(image).collect()
+    }
+
+    /// From now on an image's folders stand for all its files.
+    pub fn give_outline(&mut self, name: &Name, outline: Outline) {
+        if let Some(base) = self.images.get_mut(name) {
+            base.rootfs = Some(outline.directory().to_owned());
+            base.outline = Some(Arc::new(outline));
+        }
     }
 
     /// Every image.

@@ -73,6 +73,9 @@ pub enum BuildError {
         /// Its name.
         name: String,
     },
+    /// Never told: the build begins anew with all files.
+    #[error("a file of the base is in the place of a new one")]
+    BeyondOutline,
     /// Another stage has failed, and that is the error to tell.
     #[error("another stage of the build has failed")]
     Stopped,
@@ -133,7 +136,9 @@ impl Classify for BuildError {
             Self::Overlay(error) => error.class(),
             Self::Flat(error) => error.class(),
             Self::Layer(error) => error.class(),
-            Self::Task(_) | Self::StageIsGone { .. } | Self::Stop(_) => Class::INTERNAL,
+            Self::Task(_) | Self::StageIsGone { .. } | Self::Stop(_) | Self::BeyondOutline => {
+                Class::INTERNAL
+            }
             Self::Stopped => Class::Transient,
         }
     }
@@ -154,6 +159,7 @@ impl BuildError {
             | Self::Registry(_)
             | Self::Task(_)
             | Self::Stop(_)
+            | Self::BeyondOutline
             | Self::Stopped => true,
             Self::ReadFile { .. }
             | Self::Parse(_)

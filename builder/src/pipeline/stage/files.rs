@@ -187,6 +187,12 @@ impl Stages<'_> {
                 }
             }
         };
+        if let Some(name) = &current.below.image
+            && let Some(outline) = &self.outside.image(name)?.outline
+            && !outline.covers(&change.changes)?
+        {
+            return Err(BuildError::BeyondOutline);
+        }
         if !change.changes.is_empty()? {
             made_a_layer(&mut current.state);
             (current.on_change)(change);
