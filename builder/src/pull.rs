@@ -30,7 +30,7 @@ use crate::unpack::{DEFAULT_LIMITS, UnpackError, UnpackedLayer, unpack_layer};
 /// Layers on their way at once: enough to keep two cores and a fast network busy, few enough for any registry's rate limit.
 const LAYERS_AT_ONCE: usize = 6;
 /// Pieces of a layer between its socket and its thread; a piece is what the socket gives, 16 KiB to 1 MiB.
-const PIECES_AHEAD: usize = 16;
+const PIECES_AHEAD: usize = 4;
 
 /// An image whose manifest and configuration are known.
 #[derive(Clone, Debug)]

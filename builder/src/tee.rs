@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// Of all blobs of an image together: a few pieces of an upload, little beside the budget of 256 MiB for the whole builder.
-const MOST_WAITING_BYTES: usize = 32 << 20;
+/// Of all blobs of an image together: two pieces of an upload, an eighth of the budget of 128 MiB for the whole builder.
+const MOST_WAITING_BYTES: usize = 16 << 20;
 
 /// Gives bytes on; those that nobody takes are not kept.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ mod tests {
     #[tokio::test]
     async fn who_falls_behind_gets_the_start_of_the_blob_and_nobody_else_does() {
         let (mut feeders, mut fed) = tee(3);
-        let piece = Bytes::from(vec![0; 12 << 20]);
+        let piece = Bytes::from(vec![0; 6 << 20]);
         // Not taken at all: what waited makes room.
         feeders[2].feed(&piece);
         drop(fed.pop());
@@ -106,7 +106,7 @@ mod tests {
         feeders[1].feed(&Bytes::from_static(b"x"));
         drop(feeders);
         let last = fed.pop().unwrap();
-        assert_eq!(taken(fed.pop().unwrap()).await, 24 << 20);
+        assert_eq!(taken(fed.pop().unwrap()).await, 12 << 20);
         assert_eq!(taken(last).await, 1);
     }
 }

@@ -19,8 +19,10 @@ use crate::registry::Registry;
 use crate::store::{Passage, Store, StoreError, until_kept};
 use crate::tee::Fed;
 
-/// Blobs looked for or copied at the same time; registries limit connections per client, and each copy holds a piece in memory.
-const BLOBS_AT_ONCE: usize = 6;
+/// Blobs looked for at the same time; registries limit connections per client.
+const LOOKS_AT_ONCE: usize = 6;
+/// Blobs copied at the same time. Each holds a piece of 8 MiB on its way and collects the next one, in a buffer that grows to twice as much: 24 MiB of the budget of 128.
+const COPIES_AT_ONCE: usize = 2;
 /// Compressed blocks that wait for the network: some 2 MiB.
 const BLOCKS_WAITING: usize = 8;
 
@@ -139,7 +141,7 @@ impl Target {
         let began = Instant::now();
         let passages: Vec<Option<Passage>> = stream::iter(layers.to_vec())
             .map(|layer| async move { self.store.passage(source, layer.digest).await })
-            .buffered(BLOBS_AT_ONCE)
+            .buffered(LOOKS_AT_ONCE)
             .try_collect()
             .await?;
         let count = |passage| passages.iter().filter(|found| **found == passage).count();
@@ -159,7 +161,7 @@ impl Target {
         let copied_bytes = missing.iter().map(|(layer, _)| layer.size_bytes).sum();
         stream::iter(missing)
             .map(|(layer, fed)| async move { self.store.send_blob(source, &layer, fed).await })
-            .buffer_unordered(BLOBS_AT_ONCE)
+            .buffer_unordered(COPIES_AT_ONCE)
             .try_collect::<()>()
             .await?;
         progress.tell(&Event::BaseLayers {
