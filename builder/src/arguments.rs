@@ -205,9 +205,9 @@ pub enum Layers {
 /// `--progress`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ProgressChoice {
-    /// Plain.
+    /// A live view if standard error is a terminal, else plain.
     Auto,
-    /// Plain.
+    /// A line per event, and below them what goes on at this moment.
     Tty,
     /// A line per event.
     Plain,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -74,7 +74,12 @@ pub struct Classed(pub Class, pub String);
 
 fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String>)> {
     let format = match build.progress {
-        ProgressChoice::Auto | ProgressChoice::Tty | ProgressChoice::Plain => Format::Plain,
+        ProgressChoice::Auto if io::stderr().is_terminal() => Format::Live,
+        ProgressChoice::Tty if io::stderr().is_terminal() => Format::Live,
+        ProgressChoice::Tty => {
+            anyhow::bail!("--progress tty: standard error is no terminal; use plain")
+        }
+        ProgressChoice::Auto | ProgressChoice::Plain => Format::Plain,
         ProgressChoice::Json => Format::Json,
     };
     let containerfile = containerfile(&build)?;
@@ -189,6 +194,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         .build()
         .context("start the runtime")?;
     let (report, error) = runtime.block_on(pipeline::build(&spec, entered, &progress));
+    progress.close();
     io::stderr().flush().context("write to standard error")?;
     Ok((
         report,

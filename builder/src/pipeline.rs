@@ -187,6 +187,7 @@ async fn attempt(
                 left,
                 (0..graph.stages.len()).any(needs_files),
                 entered,
+                progress,
             )
         }
         None => (Vec::new(), Earlier::default()),

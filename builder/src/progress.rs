@@ -1,19 +1,25 @@
-//! What does somebody who watches the build see? Events, as lines of text or of JSON.
+//! What does somebody who watches the build see? Events, as lines of text or of JSON; at a terminal also what goes on at the moment.
 //!
 //! Written to standard error; the digest alone goes to standard output. Every line carries the seconds since the build began.
 
 use std::io::{self, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::digest::Digest;
+use live::Live;
+
+mod live;
 
 /// `--progress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A line per event; also what a terminal gets in this version.
+    /// A line per event, and below what goes on at this moment, on a terminal.
+    Live,
+    /// A line per event.
     Plain,
     /// A JSON object per event.
     Json,
@@ -139,19 +145,78 @@ pub enum Event<'a> {
 
 /// Where events go; shared by all threads.
 pub struct Progress {
-    format: Format,
     began: Instant,
-    out: Mutex<Box<dyn Write + Send>>,
+    out: Out,
+}
+
+enum Out {
+    Live(Box<Live>),
+    Plain(Lines),
+    Json(Lines),
+}
+
+type Lines = Mutex<Box<dyn Write + Send>>;
+
+/// Bytes on their way; gone from the view when dropped.
+#[derive(Clone, Debug, Default)]
+pub struct Transfer(Option<Arc<Bar>>);
+
+#[derive(Debug)]
+struct Bar(ProgressBar);
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Transfer {
+    /// So many more have come or gone.
+    pub fn add(&self, bytes: usize) {
+        if let Some(bar) = &self.0 {
+            bar.0.inc(bytes as u64);
+        }
+    }
 }
 
 impl Progress {
-    /// Time zero is now.
+    /// Time zero is now. Lines go to `out`; the live view is on standard error.
     #[must_use]
     pub fn new(format: Format, out: Box<dyn Write + Send>) -> Self {
+        let lines = Mutex::new(out);
+        let out = match format {
+            Format::Json => Out::Json(lines),
+            Format::Plain => Out::Plain(lines),
+            Format::Live => match Live::new() {
+                Ok(live) => Out::Live(Box::new(live)),
+                Err(error) => {
+                    tracing::debug!(%error, "no live view");
+                    Out::Plain(lines)
+                }
+            },
+        };
         Self {
-            format,
             began: Instant::now(),
-            out: Mutex::new(out),
+            out,
+        }
+    }
+
+    /// Bytes on their way, of which there are so many if that is known.
+    #[must_use]
+    pub fn transfer(&self, what: String, size_bytes: Option<u64>) -> Transfer {
+        Transfer(match &self.out {
+            Out::Live(live) => {
+                let bar = live.transfer(what, size_bytes);
+                Some(Arc::new(Bar(bar)))
+            }
+            Out::Plain(_) | Out::Json(_) => None,
+        })
+    }
+
+    /// Takes away what shows only that something goes on.
+    pub fn close(&self) {
+        if let Out::Live(live) = &self.out {
+            lost(live.close());
         }
     }
 
@@ -163,18 +228,26 @@ impl Progress {
 
     /// Tells.
     pub fn tell(&self, event: &Event<'_>) {
-        let line = match self.format {
-            Format::Plain => plain(self.elapsed(), event),
-            Format::Json => json(self.elapsed(), event),
-        };
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
-        // Nobody watches any more; the build goes on, and its outcome is told otherwise.
-        if let Err(error) = written
-            && error.kind() != io::ErrorKind::BrokenPipe
-        {
-            tracing::debug!(%error, "progress line lost");
-        }
+        let elapsed = self.elapsed();
+        lost(match &self.out {
+            Out::Plain(lines) => write(lines, &plain(elapsed, event)),
+            Out::Json(lines) => write(lines, &json(elapsed, event)),
+            Out::Live(live) => live.tell(event, &plain(elapsed, event)),
+        });
+    }
+}
+
+fn write(lines: &Lines, line: &str) -> io::Result<()> {
+    let mut out = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    out.write_all(line.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Nobody watches any more; the build goes on, and its outcome is told otherwise.
+fn lost(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        tracing::debug!(%error, "progress line lost");
     }
 }
 

@@ -21,6 +21,7 @@ use crate::error::{Class, Classify};
 use crate::image::{Descriptor, ImageConfig, Manifest};
 use crate::layout::Layout;
 use crate::overlay::XattrPrefix;
+use crate::progress::Transfer;
 use crate::reference::Reference;
 use crate::registry::{Registry, choose_platform, manifest_media_type};
 use crate::store::{Store, StoreError};
@@ -191,9 +192,10 @@ pub async fn unpack_image(
     scratch: &Path,
     marks: XattrPrefix,
     feeders: Vec<Feeder>,
+    transfer: &Transfer,
 ) -> Result<Vec<PathBuf>, PullError> {
     let digest = image.digest;
-    let layers = unpack_layers(image, scratch, marks, feeders).await?;
+    let layers = unpack_layers(image, scratch, marks, feeders, transfer).await?;
     tokio::task::spawn_blocking(move || settle_layers(layers, Vec::new()))
         .await
         .map_err(|source| PullError::Thread { digest, source })?
@@ -231,6 +233,7 @@ pub async fn unpack_layers(
     scratch: &Path,
     marks: XattrPrefix,
     feeders: Vec<Feeder>,
+    transfer: &Transfer,
 ) -> Result<Vec<UnpackedLayer>, PullError> {
     std::fs::create_dir_all(scratch).map_err(|source| PullError::Unpack {
         digest: image.digest,
@@ -253,10 +256,12 @@ pub async fn unpack_layers(
         // An image may have the same layer twice.
         let directory = layer_directory(scratch, index, layer.digest);
         let image = image.digest;
+        let transfer = transfer.clone();
         running.spawn(async move {
             // Closed only with the set that waits for us.
             let _slot = slots.acquire_owned().await;
-            let unpacked = stream_layer(&store, &layer, directory, marks, image, feeder).await?;
+            let unpacked =
+                stream_layer(&store, &layer, directory, marks, image, (feeder, &transfer)).await?;
             Ok::<_, PullError>((index, unpacked))
         });
     }
@@ -278,7 +283,7 @@ async fn stream_layer(
     directory: PathBuf,
     marks: XattrPrefix,
     image: Digest,
-    mut feeder: Option<Feeder>,
+    (mut feeder, fetched): (Option<Feeder>, &Transfer),
 ) -> Result<UnpackedLayer, PullError> {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     let digest = layer.digest;
@@ -294,6 +299,7 @@ async fn stream_layer(
     let transfer = async move {
         let mut blob = store.blob_stream(digest, 0);
         while let Some(piece) = blob.try_next().await? {
+            fetched.add(piece.len());
             if let Some(feeder) = &mut feeder {
                 feeder.feed(&piece);
             }

@@ -10,6 +10,7 @@ use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify, chain};
 use crate::image::Descriptor;
 use crate::layout::{Layout, LayoutError, LayoutUpload};
+use crate::progress::Transfer;
 use crate::reference::Repository;
 use crate::registry::{Registry, RegistryError, Upload};
 use crate::tee::Fed;
@@ -264,8 +265,9 @@ impl Store {
         source: &Self,
         descriptor: &Descriptor,
         mut fed: Option<Fed>,
+        transfer: &Transfer,
     ) -> Result<(), StoreError> {
-        let upload = || self.send_blob_once(source, descriptor, fed.take());
+        let upload = || self.send_blob_once(source, descriptor, fed.take(), transfer);
         until_kept(StoreError::is_lost_upload, upload).await
     }
 
@@ -274,6 +276,7 @@ impl Store {
         source: &Self,
         descriptor: &Descriptor,
         fed: Option<Fed>,
+        transfer: &Transfer,
     ) -> Result<(), StoreError> {
         let digest = descriptor.digest;
         let mut writer = self.upload()?;
@@ -282,6 +285,7 @@ impl Store {
             while let Some(bytes) = fed.next().await {
                 passed.update(&bytes);
                 writer.write(&bytes).await?;
+                transfer.add(bytes.len());
             }
         }
         if passed.size_bytes() < descriptor.size_bytes {
@@ -289,6 +293,7 @@ impl Store {
             while let Some(bytes) = blob.try_next().await? {
                 passed.update(&bytes);
                 writer.write(&bytes).await?;
+                transfer.add(bytes.len());
             }
         }
         let (_, got, got_bytes) = passed.finish();
@@ -348,7 +353,9 @@ mod tests {
             let (mut feeders, mut fed) = tee(1);
             feeders[0].feed(&content.slice(..fed_bytes));
             drop(feeders);
-            let sent = target.send_blob(&source, &descriptor, fed.pop()).await;
+            let sent = target
+                .send_blob(&source, &descriptor, fed.pop(), &Transfer::default())
+                .await;
             sent.unwrap();
             assert_eq!(target.blob(digest).await.unwrap(), content);
         }
@@ -356,7 +363,8 @@ mod tests {
         feeders[0].feed(&Bytes::from_static(b"another blob!"));
         drop(feeders);
         let target = store("spoiled");
-        let sent = target.send_blob(&source, &descriptor, fed.pop());
+        let transfer = Transfer::default();
+        let sent = target.send_blob(&source, &descriptor, fed.pop(), &transfer);
         assert!(matches!(sent.await, Err(StoreError::WrongBlob { .. })));
     }
 }

@@ -587,3 +587,72 @@ fn lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_repor
         assert!(told.starts_with(place), "{text}: {report:#}");
     }
 }
+
+/// What `script` shows of a build at a terminal of its own, 100 columns wide, and how it ended.
+fn at_a_terminal(workshop: &Workshop, containerfile: &str, progress: &str) -> common::Built {
+    workshop.base();
+    std::fs::write(workshop.path("Containerfile"), containerfile).unwrap();
+    let whole = workshop.command(&[
+        "--containerfile",
+        workshop.path("Containerfile").to_str().unwrap(),
+        "--context",
+        workshop.path("context").to_str().unwrap(),
+        "--build-context",
+        &format!("base={}", workshop.base()),
+        "--push",
+        &format!("oci:{}:v1", workshop.path("out").display()),
+        "--progress",
+        progress,
+    ]);
+    let words: Vec<_> = std::iter::once(whole.get_program())
+        .chain(whole.get_args())
+        .collect();
+    let line: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+    let line = format!("stty cols 100 rows 30; {}", line.join(" "));
+    let mut script = std::process::Command::new("script");
+    script.args(["-qefc", &line, "/dev/null"]);
+    common::Built::of(&script.stdin(std::process::Stdio::null()).output().unwrap())
+}
+
+#[test]
+fn a_terminal_shows_what_goes_on_and_a_log_has_lines_only() {
+    let test = "a_terminal_shows_what_goes_on_and_a_log_has_lines_only";
+    if !can_build(test) || !common::has("script", test) {
+        return;
+    }
+    let workshop = workshop();
+    let text = "FROM base\nRUN echo said; sleep 1\nRUN exit 3\n";
+    for progress in ["auto", "tty"] {
+        let shown = at_a_terminal(&workshop, text, progress);
+        assert_eq!(shown.status, 65, "{}", shown.stdout);
+        // A line of the log, and one that is drawn again and again with its time.
+        for part in [
+            "[stage 1/1 step 1/2]   said",
+            "0s [stage 1/1 step 1/2] RUN echo",
+            "\u{1b}[2K",
+            "error: Containerfile, line 3",
+        ] {
+            assert!(
+                shown.stdout.contains(part),
+                "{progress}, {part:?}: {:?}",
+                shown.stdout
+            );
+        }
+        let (_, end) = shown.stdout.rsplit_once("error: ").unwrap();
+        assert!(
+            !end.contains("[stage"),
+            "what was going on is gone: {end:?}"
+        );
+    }
+    let plain = at_a_terminal(&workshop, text, "plain");
+    assert!(!plain.stdout.contains('\u{1b}'), "{:?}", plain.stdout);
+    let log = workshop.build(text, &[]);
+    assert!(!log.stderr.contains('\u{1b}'), "{:?}", log.stderr);
+    let refused = workshop.build(text, &["--progress", "tty"]);
+    assert_eq!(refused.status, 64, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("standard error is no terminal"),
+        "{}",
+        refused.stderr
+    );
+}

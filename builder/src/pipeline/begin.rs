@@ -11,7 +11,7 @@ use super::stage::{self, Earlier, EarlierPull, Pulling, Unpacked};
 use super::todo::Position;
 use crate::containerfile::graph::BuildGraph;
 use crate::flat::{FlatRoot, merge};
-use crate::progress::{Event, Progress, StepNumber, millis};
+use crate::progress::{Event, Progress, StepNumber, Transfer, millis};
 use crate::pull::{ResolvedImage, layer_directory, unpack_image, unpack_layers};
 use crate::sandbox::{Entered, Storage};
 use crate::tee::{Fed, tee};
@@ -44,11 +44,15 @@ pub(super) fn start_pulls(
         fed_of_base.extend(fed);
         let running = tokio::spawn(async move {
             let began = Instant::now();
-            let directories = unpack_image(&image, &scratch, entered.xattrs, feeders).await?;
+            let size_bytes = image.manifest.layers.iter().map(|l| l.size_bytes).sum();
+            let transfer = progress.transfer(format!("fetch {}", image.digest), Some(size_bytes));
+            let directories =
+                unpack_image(&image, &scratch, entered.xattrs, feeders, &transfer).await?;
+            drop(transfer);
             progress.tell(&Event::Unpacked {
                 digest: image.digest,
                 layers: directories.len(),
-                size_bytes: image.manifest.layers.iter().map(|l| l.size_bytes).sum(),
+                size_bytes,
                 millis: millis(began.elapsed()),
             });
             if entered.tier.storage() == Storage::Overlay {
@@ -72,6 +76,7 @@ pub(super) fn go_on(
     left: Left,
     needs_files: bool,
     entered: Entered,
+    progress: &Progress,
 ) -> (Vec<Done>, Earlier) {
     let Left { layers, image } = left;
     let scratch = spec.scratch.join("earlier");
@@ -87,14 +92,26 @@ pub(super) fn go_on(
     match entered.tier.storage() {
         Storage::Overlay if needs_files => {
             let digest = image.digest;
-            let pull =
-                async move { unpack_layers(&image, &scratch, entered.xattrs, Vec::new()).await };
+            let transfer = of_earlier(&image, progress);
+            let pull = async move {
+                unpack_layers(&image, &scratch, entered.xattrs, Vec::new(), &transfer).await
+            };
             earlier.pulling = Mutex::new(EarlierPull::Running(digest, tokio::spawn(pull)));
         }
         Storage::Overlay => {}
         Storage::Flat => earlier.image = Some(image),
     }
     (layers, earlier)
+}
+
+/// The layers of an earlier attempt on their way back.
+pub(super) fn of_earlier(image: &ResolvedImage, progress: &Progress) -> Transfer {
+    let layers = image.manifest.layers.iter();
+    let size_bytes = layers.map(|layer| layer.size_bytes).sum();
+    progress.transfer(
+        "fetch layers of an earlier attempt".to_owned(),
+        Some(size_bytes),
+    )
 }
 
 /// Tells where this attempt goes on.

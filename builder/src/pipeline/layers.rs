@@ -54,7 +54,9 @@ impl Layers {
         } = change;
         let layer = stopping(Arc::clone(&self.stop), async move {
             let began = Instant::now();
-            let layer = target.push_layer(changes, options).await?;
+            let transfer = progress.transfer(format!("push the layer of stage {stage}"), None);
+            let layer = target.push_layer(changes, options, &transfer).await?;
+            drop(transfer);
             drop(reader);
             progress.tell(&Event::Layer {
                 stage: &stage,

@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::image::{Assembled, Descriptor, MANIFEST_MEDIA_TYPE, Manifest};
 use crate::layer::{Changes, LayerDescriptor, LayerOptions, write_layer};
 use crate::layout::{Layout, LayoutError};
-use crate::progress::{Event, Progress, millis};
+use crate::progress::{Event, Progress, Transfer, millis};
 use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::store::{Passage, Store, StoreError, until_kept};
@@ -159,11 +159,18 @@ impl Target {
         // As they are unpacked.
         missing.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size_bytes));
         let copied_bytes = missing.iter().map(|(layer, _)| layer.size_bytes).sum();
+        let transfer = (copied_bytes > 0)
+            .then(|| progress.transfer("send layers of the base".to_owned(), Some(copied_bytes)));
+        let transfer = transfer.unwrap_or_default();
+        let sent = &transfer;
         stream::iter(missing)
-            .map(|(layer, fed)| async move { self.store.send_blob(source, &layer, fed).await })
+            .map(
+                |(layer, fed)| async move { self.store.send_blob(source, &layer, fed, sent).await },
+            )
             .buffer_unordered(COPIES_AT_ONCE)
             .try_collect::<()>()
             .await?;
+        drop(transfer);
         progress.tell(&Event::BaseLayers {
             present: count(Some(Passage::Present)),
             mounted: count(Some(Passage::Mounted)),
@@ -179,15 +186,20 @@ impl Target {
         &self,
         changes: Changes,
         options: LayerOptions,
+        transfer: &Transfer,
     ) -> Result<LayerDescriptor, BuildError> {
         let is_lost = |error: &BuildError| matches!(error, BuildError::Store(error) if error.is_lost_upload());
-        until_kept(is_lost, || self.push_layer_once(changes.clone(), options)).await
+        until_kept(is_lost, || {
+            self.push_layer_once(changes.clone(), options, transfer)
+        })
+        .await
     }
 
     async fn push_layer_once(
         &self,
         changes: Changes,
         options: LayerOptions,
+        transfer: &Transfer,
     ) -> Result<LayerDescriptor, BuildError> {
         let (send, mut receive) = mpsc::channel(BLOCKS_WAITING);
         let writer = tokio::task::spawn_blocking(move || {
@@ -197,6 +209,7 @@ impl Target {
             let mut upload = self.store.upload()?;
             while let Some(bytes) = receive.recv().await {
                 upload.write(&bytes).await?;
+                transfer.add(bytes.len());
             }
             Ok(upload)
         }

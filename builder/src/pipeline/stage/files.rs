@@ -15,6 +15,7 @@ use crate::layer::Changes;
 use crate::overlay::Overlay;
 use crate::pipeline::BuildError;
 use crate::pipeline::bases::{Name, lowest_base};
+use crate::pipeline::begin::of_earlier;
 use crate::pipeline::todo::Position;
 use crate::pull::{PullError, ResolvedImage, settle_layers, unpack_layers};
 use crate::root::Root;
@@ -278,7 +279,9 @@ impl Stages<'_> {
     ) -> Result<Arc<FlatRoot>, BuildError> {
         let scratch = self.new_folder("with-earlier");
         image.manifest.layers.truncate(count);
-        let pulling = unpack_layers(&image, &scratch, self.entered.xattrs, Vec::new());
+        let transfer = of_earlier(&image, self.progress);
+        let xattrs = self.entered.xattrs;
+        let pulling = unpack_layers(&image, &scratch, xattrs, Vec::new(), &transfer);
         let layers = self.wait(pulling)??;
         let new = scratch.join("root");
         let root = match base {
