@@ -131,7 +131,8 @@ fn one_of_everything() -> Tree {
     set_time(&tree.path("upper/etc/link"), 1000);
     tree.whiteout("upper/etc/gone");
     tree.directory("upper/sysroot");
-    tree.file("upper/sysroot/object", "shared", 0o644);
+    let object = tree.file("upper/sysroot/object", "shared", 0o644);
+    lsetxattr(&object, "user.note", b"kept", XattrFlags::empty()).unwrap();
     tree.directory("upper/usr");
     fs::hard_link(
         tree.path("upper/sysroot/object"),
@@ -166,8 +167,11 @@ fn a_small_tree_is_exactly_these_bytes() {
     };
     let mut whiteout = entry("etc/.wh.gone", file(""), 0, 0);
     (whiteout.uid, whiteout.gid) = (0, 0);
-    let mut tool = entry("etc/tool", file("#!/bin/sh\n"), 0o4755, 1000);
-    tool.xattrs.insert(b"user.note".to_vec(), b"kept".to_vec());
+    let with_note = |mut entry: Entry| {
+        entry.xattrs.insert(b"user.note".to_vec(), b"kept".to_vec());
+        entry
+    };
+    let tool = entry("etc/tool", file("#!/bin/sh\n"), 0o4755, 1000);
     let mut expected = Vec::new();
     for (entry, content) in [
         (entry("etc/", Kind::Directory, 0o755, 2000), ""),
@@ -177,18 +181,21 @@ fn a_small_tree_is_exactly_these_bytes() {
             "",
         ),
         (entry("etc/motd", file("hello"), 0o644, 1000), "hello"),
-        (tool, "#!/bin/sh\n"),
+        (with_note(tool), "#!/bin/sh\n"),
         (entry("usr/", Kind::Directory, 0o755, 2000), ""),
-        (entry("usr/file", file("shared"), 0o644, 1000), "shared"),
+        (
+            with_note(entry("usr/file", file("shared"), 0o644, 1000)),
+            "shared",
+        ),
         (entry("usr/pipe", Kind::Fifo, 0o600, 2000), ""),
         (entry("sysroot/", Kind::Directory, 0o755, 2000), ""),
         (
-            entry(
+            with_note(entry(
                 "sysroot/object",
                 Kind::HardLink(b"usr/file".to_vec()),
                 0o644,
                 1000,
-            ),
+            )),
             "",
         ),
     ] {

@@ -146,8 +146,8 @@ impl<'a> Layer<'a> {
             .map_or(entry.mtime, |newest| entry.mtime.min(newest));
         if let Some(inode) = inode {
             if let Some(primary) = self.links.get(&inode) {
+                // With its attributes: containerd gives a link to its owner again, and that takes a file's capabilities away.
                 entry.kind = Kind::HardLink(primary.clone());
-                entry.xattrs = BTreeMap::new();
             } else {
                 self.links.insert(inode, entry.name.clone());
             }
