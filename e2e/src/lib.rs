@@ -8,6 +8,7 @@
 //! for inspection when it fails; the next run of the scenario starts by removing it.
 
 pub mod fixtures;
+pub mod node;
 pub mod process;
 pub mod registry;
 pub mod wait;
