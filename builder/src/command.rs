@@ -32,9 +32,7 @@ pub fn build(build: Build) -> ExitCode {
     let (report, told) = match prepare_and_build(build) {
         Ok((report, told)) => (report, told),
         Err(error) => {
-            let class = error
-                .downcast_ref::<Classed>()
-                .map_or(Class::CONTRACT, |classed| classed.0);
+            let class = class_of(&error);
             let message = format!("{error:#}");
             let failure = Failure {
                 class,
@@ -62,7 +60,7 @@ pub fn build(build: Build) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: write the outcome: {error}");
-            ExitCode::from(Class::INTERNAL.exit_code())
+            ExitCode::from(Class::of_file(&error).exit_code())
         }
     }
 }
@@ -71,6 +69,15 @@ pub fn build(build: Build) -> ExitCode {
 #[derive(Debug, thiserror::Error)]
 #[error("{1}")]
 pub struct Classed(pub Class, pub String);
+
+/// A file's failure has the file's class; whatever else has none is a wrong call.
+fn class_of(error: &anyhow::Error) -> Class {
+    if let Some(classed) = error.downcast_ref::<Classed>() {
+        return classed.0;
+    }
+    let file = error.chain().find_map(|cause| cause.downcast_ref());
+    file.map_or(Class::CONTRACT, Class::of_file)
+}
 
 fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String>)> {
     let format = match build.progress {
@@ -144,7 +151,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
     };
     let push = match build.push {
         PushTarget(Location::Registry(reference)) => {
-            let registry = registry(push_credentials)?;
+            let registry = registry(push_credentials).map_err(|error| classed(&error))?;
             let allowed = registry.check_blocked(&reference);
             allowed.map_err(|error| classed(&error))?;
             Target::registry(registry, &reference)
@@ -175,7 +182,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         caches: build.cache_dir.as_deref().map(absolute).transpose()?,
         base_rootfs: build.base_rootfs,
         push,
-        pull: registry(pull_credentials)?,
+        pull: registry(pull_credentials).map_err(|error| classed(&error))?,
         scratch,
         layers: LayerOptions {
             source_date_epoch: build.source_date_epoch,

@@ -3,6 +3,8 @@
 //! Every error of both crates answers [`Class`] from a match without a wildcard; the class decides
 //! between a retry, a condition on the user's object and an error log, and the builder's exit code.
 
+use std::io::{self, ErrorKind};
+
 use serde::{Deserialize, Serialize};
 
 /// Who can make the failure go away.
@@ -64,6 +66,25 @@ pub fn is_disk_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
+impl Class {
+    /// Of a failure at a file that somebody named: it isn't what it should be, they may not have it, this machine will never have it; or the machine has a bad moment,
+    /// as with a full disk.
+    #[must_use]
+    pub fn of_file(error: &io::Error) -> Class {
+        match error.kind() {
+            ErrorKind::NotFound
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::InvalidData
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename => Class::CONTENT,
+            ErrorKind::PermissionDenied => Class::RIGHTS,
+            ErrorKind::ReadOnlyFilesystem | ErrorKind::Unsupported => Class::INTERNAL,
+            _ => Class::Transient,
+        }
+    }
+}
+
 /// An error that knows its class.
 pub trait Classify {
     /// The class of this failure.
@@ -85,4 +106,26 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_somebodys_and_a_full_disk_is_nobodys() {
+        for (kind, class) in [
+            (ErrorKind::NotFound, Class::CONTENT),
+            (ErrorKind::InvalidData, Class::CONTENT),
+            (ErrorKind::PermissionDenied, Class::RIGHTS),
+            (ErrorKind::ReadOnlyFilesystem, Class::INTERNAL),
+            (ErrorKind::StorageFull, Class::Transient),
+            (ErrorKind::QuotaExceeded, Class::Transient),
+            (ErrorKind::OutOfMemory, Class::Transient),
+            (ErrorKind::TimedOut, Class::Transient),
+            (ErrorKind::Other, Class::Transient),
+        ] {
+            assert_eq!(Class::of_file(&kind.into()), class, "{kind:?}");
+        }
+    }
 }

@@ -46,6 +46,21 @@ impl Classify for Shortage {
     }
 }
 
+/// Files that a probe of the machine makes, generously.
+const FEW_FILES: u64 = 64;
+
+/// An error if nothing can be tried in `scratch`: whatever were tried would seem to be forbidden.
+///
+/// # Errors
+/// No storage is left, or the folder can't be seen.
+pub fn check_room(scratch: &Path) -> io::Result<()> {
+    let room = Room::of(scratch)?;
+    match room.left_bytes < NOTHING_BYTES || room.left_files.is_some_and(|left| left < FEW_FILES) {
+        true => Err(io::ErrorKind::StorageFull.into()),
+        false => Ok(()),
+    }
+}
+
 /// What there was before a step.
 #[derive(Debug)]
 pub struct Watch {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Rights, Storage, Tier};
 use crate::error::{Class, Classify};
+use crate::shortage::check_room;
 
 mod attempts;
 mod choice;
@@ -89,7 +90,7 @@ pub struct ProbeError {
 
 impl Classify for ProbeError {
     fn class(&self) -> Class {
-        Class::INTERNAL
+        Class::of_file(&self.source)
     }
 }
 
@@ -232,13 +233,14 @@ impl Probe {
 /// Tries everything, with uppers in `scratch`, which is made if absent.
 ///
 /// # Errors
-/// Permanent, if the probing process can't run.
+/// Transient without room in `scratch`; Permanent or the user's, if the probing process can't run.
 pub fn probe(scratch: &Path) -> Result<Probe, ProbeError> {
     let failed = |source| ProbeError {
         scratch: scratch.to_owned(),
         source,
     };
     fs::create_dir_all(scratch).map_err(failed)?;
+    check_room(scratch).map_err(failed)?;
     let folder = tempfile::Builder::new()
         .prefix("probe-")
         .tempdir_in(scratch)
