@@ -389,9 +389,18 @@ impl RegistryServer {
 
     /// Also with these settings of its `http`.
     pub fn start_with(program: Program, folder: &Path, http: &str) -> Self {
+        Self::start_as(program, folder, "true", http)
+    }
+
+    /// It keeps everything.
+    pub fn start_without_delete(program: Program, folder: &Path) -> Self {
+        Self::start_as(program, folder, "false", "")
+    }
+
+    fn start_as(program: Program, folder: &Path, deletes: &str, http: &str) -> Self {
         let port = free_port();
         let text = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: {deletes}}}}}\n\
              http: {{addr: \"127.0.0.1:{port}\", secret: x{http}}}\nlog: {{level: error, accesslog: {{disabled: true}}}}\n",
             folder.join("registry").display()
         );
