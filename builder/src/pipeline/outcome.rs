@@ -58,14 +58,12 @@ pub(super) fn failure(error: &BuildError) -> Failure {
 
 /// Largest resident set of this process so far.
 pub(super) fn peak_rss_bytes() -> u64 {
-    // SAFETY: getrusage only writes to the struct it is given, for which all zeros is a valid value.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    // Linux counts in KiB.
-    u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024
+    // getrusage(2) also counts who started this program, from before it was this one
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes =
+        peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
 }
 
 /// How long each part of the build took.
