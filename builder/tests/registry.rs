@@ -548,7 +548,63 @@ fn another_digest_than_the_one_that_was_pushed_is_no_success(program: Program) {
     );
 }
 
+fn a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time(program: Program) {
+    let test = "a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time";
+    let Some((workshop, registry)) = workshop(program, test) else {
+        return;
+    };
+    let away = Duration::from_secs(2);
+    base_of_three_layers(&workshop, &registry.host);
+    let (port, host) = (registry.port(), registry.host.clone());
+    let text = |host: &str| {
+        format!("FROM {host}/org/base:v1\nRUN sha256sum /one > /sum\nCOPY big /more\n")
+    };
+    let wanted = push_of(&workshop, &text(&host), &host, &[]).ok().stdout;
+    std::fs::remove_dir_all(workshop.path("registry/docker/registry/v2/repositories/org/os"))
+        .unwrap();
+    let registry = Arc::new(Mutex::new(registry));
+    let for_proxy = Arc::clone(&registry);
+    let met = Arc::new(Mutex::new(std::collections::BTreeSet::new()));
+    let told = Arc::clone(&met);
+    let mut back: Option<std::thread::JoinHandle<()>> = None;
+    let proxy = Proxy::start(port, move |request, _| {
+        let of = ["/manifests/", "mount=", "/blobs/uploads/", "/blobs/"];
+        let of = of.into_iter().find(|of| request.path.contains(of));
+        let kind = (request.method.clone(), of.unwrap_or_default());
+        let is_back = back.as_ref().is_none_or(|back| back.is_finished());
+        if is_back && told.lock().unwrap().insert(kind) {
+            for_proxy.lock().unwrap().stop();
+            let registry = Arc::clone(&for_proxy);
+            back = Some(std::thread::spawn(move || {
+                std::thread::sleep(away);
+                registry.lock().unwrap().restart();
+            }));
+        }
+        Action::Forward
+    });
+    let built = push_of(&workshop, &text(&proxy.host), &proxy.host, &[]).ok();
+    assert_eq!(built.stdout, wanted);
+    assert_eq!(digest_at(&registry.lock().unwrap()), wanted.trim());
+    let met = met.lock().unwrap();
+    for kind in [
+        ("GET", "/manifests/"),
+        ("GET", "/blobs/"),
+        ("HEAD", "/blobs/"),
+        ("POST", "mount="),
+        ("POST", "/blobs/uploads/"),
+        ("PATCH", "/blobs/uploads/"),
+        ("PUT", "/blobs/uploads/"),
+        ("PUT", "/manifests/"),
+    ] {
+        assert!(
+            met.contains(&(kind.0.to_owned(), kind.1)),
+            "{kind:?}: {met:?}"
+        );
+    }
+}
+
 with_both_registries! {
+    a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time
     a_push_survives_harm_to_each_kind_of_request
     an_upload_that_a_restarted_registry_has_forgotten_begins_again
     what_does_not_pass_is_told_with_its_class_and_without_many_attempts
