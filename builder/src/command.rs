@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use strata_builder::containerfile::graph::Platform;
-use strata_builder::contract::{BuildReport, Failure, Outcome, REPORT_VERSION};
+use strata_builder::contract::{BuildReport, Failure, Outcome, REPORT_VERSION, Work};
 use strata_builder::error::{Class, Classify};
 use strata_builder::layer::LayerOptions;
 use strata_builder::layout::{Layout, Location};
@@ -216,6 +216,7 @@ fn report_of(outcome: Outcome) -> BuildReport {
         tier: "none".to_owned(),
         phases: Vec::new(),
         peak_rss_bytes: 0,
+        work: Work::default(),
     }
 }
 

@@ -44,6 +44,43 @@ pub struct BuildReport {
     /// Largest resident set of the builder process, in bytes.
     #[serde(default)]
     pub peak_rss_bytes: u64,
+    /// What was done, also by a build that failed.
+    #[serde(default)]
+    pub work: Work,
+}
+
+/// What a build has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Work {
+    /// In the order they ended; the slowest, if there are more than the report has room for.
+    pub steps: Vec<StepTime>,
+    /// Layers that an earlier attempt of the same build had pushed, and whose steps were not run again.
+    pub earlier_layers: usize,
+    /// Of images that were unpacked, compressed.
+    pub unpacked_bytes: u64,
+    /// Layers of the base that the target had.
+    pub base_layers_present: usize,
+    /// Layers of the base that the registry took over from another repository.
+    pub base_layers_mounted: usize,
+    /// Layers of the base that were sent as they are.
+    pub base_layers_copied: usize,
+    /// Of those that were sent as they are.
+    pub base_copied_bytes: u64,
+    /// Of layers that were made and sent.
+    pub layer_bytes: u64,
+}
+
+/// How long an instruction took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepTime {
+    /// Of the stages that were built, from 1.
+    pub stage: usize,
+    /// In its stage, from 1.
+    pub step: usize,
+    /// Wall time.
+    pub millis: u64,
 }
 
 impl BuildReport {

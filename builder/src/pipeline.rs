@@ -72,6 +72,7 @@ pub async fn build(
         tier: entered.tier.name().to_owned(),
         phases: phases.finish(),
         peak_rss_bytes: peak_rss_bytes(),
+        work: progress.work(),
     };
     (report, error)
 }

@@ -3,12 +3,13 @@
 //! Written to standard error; the digest alone goes to standard output. Every line carries the seconds since the build began.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use crate::contract::{StepTime, Work};
 use crate::digest::Digest;
 use live::Live;
 
@@ -146,6 +147,7 @@ pub enum Event<'a> {
 /// Where events go; shared by all threads.
 pub struct Progress {
     began: Instant,
+    work: Mutex<Work>,
     out: Out,
 }
 
@@ -197,6 +199,7 @@ impl Progress {
         };
         Self {
             began: Instant::now(),
+            work: Mutex::default(),
             out,
         }
     }
@@ -211,6 +214,16 @@ impl Progress {
             }
             Out::Plain(_) | Out::Json(_) => None,
         })
+    }
+
+    /// What has been told of so far.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.counted().clone()
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes away what shows only that something goes on.
@@ -229,11 +242,44 @@ impl Progress {
     /// Tells.
     pub fn tell(&self, event: &Event<'_>) {
         let elapsed = self.elapsed();
+        count(&mut self.counted(), event);
         lost(match &self.out {
             Out::Plain(lines) => write(lines, &plain(elapsed, event)),
             Out::Json(lines) => write(lines, &json(elapsed, event)),
             Out::Live(live) => live.tell(event, &plain(elapsed, event)),
         });
+    }
+}
+
+/// What an event adds to the work done.
+fn count(work: &mut Work, event: &Event<'_>) {
+    match event {
+        Event::StepDone { number, millis } => work.steps.push(StepTime {
+            stage: number.stage,
+            step: number.step,
+            millis: *millis,
+        }),
+        Event::GoesOn { layers, .. } => work.earlier_layers += layers,
+        Event::Unpacked { size_bytes, .. } => work.unpacked_bytes += size_bytes,
+        Event::Layer { size_bytes, .. } => work.layer_bytes += size_bytes,
+        Event::BaseLayers {
+            present,
+            mounted,
+            copied,
+            copied_bytes,
+            ..
+        } => {
+            work.base_layers_present += present;
+            work.base_layers_mounted += mounted;
+            work.base_layers_copied += copied;
+            work.base_copied_bytes += copied_bytes;
+        }
+        Event::Warning { .. }
+        | Event::Base { .. }
+        | Event::Step { .. }
+        | Event::Output { .. }
+        | Event::Pushed { .. }
+        | Event::AlreadyThere { .. } => {}
     }
 }
 

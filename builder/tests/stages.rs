@@ -188,3 +188,42 @@ fn a_registry_that_takes_no_layer_ends_the_step_that_runs() {
     assert_eq!(built.status, 77, "{}", built.stderr);
     assert_eq!(built.output(), [""; 0]);
 }
+
+#[test]
+fn a_report_says_what_was_done_and_how_long_each_step_took() {
+    if !can_build("a_report_says_what_was_done_and_how_long_each_step_took") {
+        return;
+    }
+    let workshop = Workshop::new();
+    let report = workshop.path("report");
+    let more = ["--report", report.to_str().unwrap()];
+    let text = "FROM base AS a\nRUN sleep 0.2; echo a > /a\nFROM base\nCOPY --from=a /a /a\nRUN cat /a > /b\nRUN false\n";
+    for (text, steps) in [
+        (text, [(1, 1), (2, 1), (2, 2)]),
+        (&text[..text.len() - 10], [(1, 1), (2, 1), (2, 2)]),
+    ] {
+        workshop.build(text, &more);
+        let report: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
+        let work = &report["work"];
+        let times = work["steps"].as_array().unwrap();
+        let told: Vec<_> = times
+            .iter()
+            .map(|s| (s["stage"].as_u64().unwrap(), s["step"].as_u64().unwrap()))
+            .collect();
+        assert_eq!(told, steps, "{report:#}");
+        assert!(times[0]["millis"].as_u64() >= Some(200), "{report:#}");
+        assert!(work["unpackedBytes"].as_u64() > Some(100_000), "{report:#}");
+        let layers = work["layerBytes"].as_u64().unwrap();
+        assert_eq!(
+            layers > 0,
+            report["outcome"]["result"] == "pushed",
+            "{report:#}"
+        );
+        let base = ["Present", "Mounted", "Copied"]
+            .map(|how| work[format!("baseLayers{how}")].as_u64().unwrap());
+        // A build that fails may end before its base is through.
+        let pushed = u64::from(layers > 0);
+        assert!((pushed..=1).contains(&base.iter().sum()), "{report:#}");
+    }
+}

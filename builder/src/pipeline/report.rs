@@ -9,7 +9,7 @@ use crate::contract::{BuildReport, FailedStep, Outcome, REPORT_LIMIT_BYTES};
 /// Long enough for a compiler's message, short enough that twenty fit beside the rest.
 const LINE_BYTES: usize = 300;
 
-/// The report as JSON of at most [`REPORT_LIMIT_BYTES`]. What is too long is shortened in this order: output lines, their number (oldest
+/// The report as JSON of at most [`REPORT_LIMIT_BYTES`]. What is too long is shortened in this order: the times of the fastest steps, output lines, their number (oldest
 /// first), the instruction's text, the message.
 ///
 /// # Errors
@@ -26,6 +26,17 @@ pub fn encode(report: &BuildReport) -> serde_json::Result<Vec<u8>> {
 
 /// Makes the report a little shorter; false if there is nothing left to shorten.
 fn shorten(report: &mut BuildReport) -> bool {
+    let steps = &mut report.work.steps;
+    if !steps.is_empty() {
+        let mut times: Vec<u64> = steps.iter().map(|step| step.millis).collect();
+        times.sort_unstable();
+        let median = times[times.len() / 2];
+        let before = steps.len();
+        steps.retain(|step| step.millis > median);
+        // All as fast as each other, or none above the middle.
+        steps.truncate(before / 2);
+        return true;
+    }
     let Outcome::Failed(failure) = &mut report.outcome else {
         return false;
     };
@@ -71,7 +82,7 @@ pub fn write(report: &BuildReport, path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{Failure, REPORT_VERSION};
+    use crate::contract::{Failure, REPORT_VERSION, StepTime, Work};
     use crate::error::Class;
 
     fn failed(message: &str, output: Vec<String>) -> BuildReport {
@@ -92,6 +103,7 @@ mod tests {
             tier: "userns".to_owned(),
             phases: Vec::new(),
             peak_rss_bytes: 0,
+            work: Work::default(),
         }
     }
 
@@ -134,6 +146,32 @@ mod tests {
         let (message, output) = decoded(&failed("message", lines(1000)));
         assert_eq!(message, "message");
         assert!(output.len() > 5 && output[output.len() - 1].starts_with("19 x"));
+    }
+
+    #[test]
+    fn of_many_steps_the_slowest_stay_and_a_failure_goes_before_them() {
+        let mut report = failed("message", Vec::new());
+        let step = |step: usize| StepTime {
+            stage: 1,
+            step,
+            millis: (step as u64 * 7919) % 5000,
+        };
+        report.work.steps = (1..=5000).map(step).collect();
+        let bytes = encode(&report).unwrap();
+        assert!(bytes.len() <= REPORT_LIMIT_BYTES, "{} bytes", bytes.len());
+        let shortened: BuildReport = serde_json::from_slice(&bytes).unwrap();
+        let left = shortened.work.steps;
+        assert!(left.len() > 20 && left.is_sorted_by_key(|step| step.step));
+        assert!(left.iter().any(|step| step.millis == 4999));
+        assert!(left.iter().all(|step| step.millis > 4500));
+        assert_eq!(shortened.outcome, report.outcome);
+        // As fast as each other.
+        report
+            .work
+            .steps
+            .iter_mut()
+            .for_each(|step| step.millis = 1);
+        assert!(encode(&report).unwrap().len() <= REPORT_LIMIT_BYTES);
     }
 
     #[test]

@@ -437,6 +437,7 @@ fn ended(end: End, digest: Option<Digest>, now: jiff::Timestamp) -> PodStatus {
         tier: "userns".to_owned(),
         phases: Vec::new(),
         peak_rss_bytes: 0,
+        work: strata_builder::contract::Work::default(),
     };
     let terminated = ContainerStateTerminated {
         exit_code,

@@ -89,6 +89,7 @@ fn report() -> BuildReport {
         tier: "userns".to_owned(),
         phases: Vec::new(),
         peak_rss_bytes: 0,
+        work: strata_builder::contract::Work::default(),
     }
 }
 
