@@ -151,14 +151,15 @@ fn an_upload_that_a_restarted_registry_has_forgotten_begins_again(program: Progr
     let (registry, folder) = (Arc::new(Mutex::new(registry)), workshop.path("registry"));
     let port = registry.lock().unwrap().port();
     let restarted = AtomicBool::new(false);
-    let for_proxy = Arc::clone(&registry);
+    // the proxy outlives the test, its registry must not
+    let for_proxy = Arc::downgrade(&registry);
     let proxy = Proxy::start(port, move |request, _| {
         let in_the_middle = request.method == "PATCH" && request.body_bytes > 1 << 20;
         if in_the_middle && !restarted.swap(true, Ordering::SeqCst) {
             // with it goes what it had received
             let uploads = folder.join("docker/registry/v2/repositories/org/os/_uploads");
             std::fs::remove_dir_all(uploads).unwrap();
-            for_proxy.lock().unwrap().restart();
+            for_proxy.upgrade().unwrap().lock().unwrap().restart();
         }
         Action::Forward
     });
@@ -563,7 +564,8 @@ fn a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time(progr
     std::fs::remove_dir_all(workshop.path("registry/docker/registry/v2/repositories/org/os"))
         .unwrap();
     let registry = Arc::new(Mutex::new(registry));
-    let for_proxy = Arc::clone(&registry);
+    // the proxy outlives the test, its registry must not
+    let for_proxy = Arc::downgrade(&registry);
     let met = Arc::new(Mutex::new(std::collections::BTreeSet::new()));
     let told = Arc::clone(&met);
     let mut back: Option<std::thread::JoinHandle<()>> = None;
@@ -573,11 +575,13 @@ fn a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time(progr
         let kind = (request.method.clone(), of.unwrap_or_default());
         let is_back = back.as_ref().is_none_or(|back| back.is_finished());
         if is_back && told.lock().unwrap().insert(kind) {
-            for_proxy.lock().unwrap().stop();
-            let registry = Arc::clone(&for_proxy);
+            for_proxy.upgrade().unwrap().lock().unwrap().stop();
+            let registry = for_proxy.clone();
             back = Some(std::thread::spawn(move || {
                 std::thread::sleep(away);
-                registry.lock().unwrap().restart();
+                if let Some(registry) = registry.upgrade() {
+                    registry.lock().unwrap().restart();
+                }
             }));
         }
         Action::Forward
