@@ -150,6 +150,10 @@ pub struct Build {
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
 
+    /// Leave the work files in --scratch: somebody else takes the directory away
+    #[arg(long, requires = "scratch")]
+    pub leave_scratch: bool,
+
     /// How steps are kept apart from this machine and where their files are: with the rights of root, in a user namespace with the ids of this one, or as an ordinary user with
     /// subordinate ids, each on overlays or without (flat, or -flat behind a name), or with no rights at all where nothing is to RUN (copy); auto takes the best that this machine allows, see `strata-builder doctor`
     #[arg(

@@ -104,7 +104,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         (None, Some(temporary)) => temporary.path().to_owned(),
         (None, None) => std::env::temp_dir(),
     };
-    let work = tempfile::Builder::new()
+    let mut work = tempfile::Builder::new()
         .prefix("build-")
         .tempdir_in(&scratch)
         .with_context(|| {
@@ -113,6 +113,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
                 scratch.display()
             )
         })?;
+    work.disable_cleanup(build.leave_scratch);
     let scratch = fs::canonicalize(work.path()).context("find the scratch directory")?;
     let push_credentials = places::credentials(build.authfile.as_deref())?;
     let pull_credentials = match &build.pull_authfile {

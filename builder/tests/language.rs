@@ -531,6 +531,20 @@ fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
 }
 
 #[test]
+fn work_files_are_left_only_if_that_is_asked_for() {
+    if !can_build("work_files_are_left_only_if_that_is_asked_for") {
+        return;
+    }
+    let workshop = workshop();
+    let left = |more: &[&str]| {
+        workshop.build("FROM base\nRUN true\n", more).ok();
+        std::fs::read_dir(workshop.path("scratch")).unwrap().count()
+    };
+    assert_eq!(left(&[]), 0);
+    assert_eq!(left(&["--leave-scratch"]), 1);
+}
+
+#[test]
 fn lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_report() {
     let test = "lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_report";
     if !can_build(test) {

@@ -195,6 +195,8 @@ fn arguments(
     for (name, value) in proxy(inputs) {
         flag("build-arg", format!("{name}={value}"));
     }
+    // the volume goes with the pod, and nobody waits for it
+    arguments.push("--leave-scratch".to_owned());
     arguments
 }
 
