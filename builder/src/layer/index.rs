@@ -43,8 +43,11 @@ pub(super) struct Node {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// In [`Index::contents`].
     content: Option<usize>,
-    children: BTreeMap<Box<[u8]>, Node>,
+    /// By name. A map would hold room for eleven in each of the many directories that have one or two.
+    children: Children,
 }
+
+type Children = Box<[(Box<[u8]>, Node)]>;
 
 /// A tree whose contents are known already.
 #[derive(Clone, Copy)]
@@ -142,16 +145,20 @@ impl Node {
             changed: changed(stat),
             xattrs: BTreeMap::new(),
             content: None,
-            children: BTreeMap::new(),
+            children: Children::default(),
         }
     }
 
     pub fn names(&self) -> BTreeSet<Vec<u8>> {
-        self.children.keys().map(|name| name.to_vec()).collect()
+        let names = self.children.iter();
+        names.map(|(name, _)| name.to_vec()).collect()
     }
 
     pub fn child(&self, name: &[u8]) -> Option<&Self> {
-        self.children.get(name)
+        let found = self
+            .children
+            .binary_search_by(|(known, _)| known.as_ref().cmp(name));
+        found.ok().map(|place| &self.children[place].1)
     }
 
     /// How many names it had if it is `stat`.
@@ -181,17 +188,18 @@ impl Making<'_> {
         directory: &OwnedFd,
         before: Option<&Node>,
         path: &mut PathBuf,
-    ) -> Result<BTreeMap<Box<[u8]>, Node>, LayerError> {
-        let mut children = BTreeMap::new();
+    ) -> Result<Children, LayerError> {
+        let mut children = Vec::new();
         for name in names(directory.as_fd()).map_err(|e| failed(path, e))? {
             path.push(OsStr::from_bytes(&name));
             let before = before.and_then(|before| before.child(&name));
             if let Some(node) = self.node(directory, &name, before, path)? {
-                children.insert(name.into_boxed_slice(), node);
+                children.push((name.into_boxed_slice(), node));
             }
             path.pop();
         }
-        Ok(children)
+        children.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(children.into_boxed_slice())
     }
 
     fn node(
