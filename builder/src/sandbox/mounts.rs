@@ -140,9 +140,10 @@ fn mount_proc(target: &Path) -> Result<(), Failed> {
 }
 
 fn mount_devices(dev: &Path) -> Result<(), Failed> {
+    // Nodes that a step makes lead nowhere; those that it is given are mounts of their own.
     tmpfs(
         dev,
-        MountFlags::NOSUID | MountFlags::NOEXEC,
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
         "mode=0755,size=65536k",
     )
     .doing(|| "mount /dev".to_owned())?;
