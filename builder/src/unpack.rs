@@ -15,7 +15,7 @@
 //! Left out: sparse files (no builder writes them into layers), and devices and `trusted.` attributes where the kernel refuses them
 //! to us: the base's own layers are pushed byte for byte, so nothing is lost from the image.
 
-mod entries;
+pub(crate) mod entries;
 mod place;
 mod settle;
 mod tree;
@@ -217,6 +217,7 @@ fn unpack_into(
         bytes: 0,
         entries: 0,
         buffer: vec![0; 256 << 10],
+        links: BTreeMap::new(),
     };
     let mut blob = BufReader::with_capacity(256 << 10, Hashing::new(blob));
     let start = blob.fill_buf().map_err(|error| tar(error.into()))?;

@@ -13,7 +13,7 @@ const BLOCK_BYTES: usize = 512;
 
 /// What an entry makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     HardLink,
     Symlink,
@@ -25,7 +25,7 @@ pub(super) enum Kind {
 
 /// One entry; the bytes of a file follow in the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// As written: it may be absolute, end in `/` or contain `..`.
     pub path: Vec<u8>,
     pub kind: Kind,
@@ -62,8 +62,43 @@ impl From<io::Error> for TarError {
     }
 }
 
+/// A stream of which no more than so many bytes are read: what is skipped costs time, too.
+pub(crate) struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R> Bounded<R> {
+    pub fn new(inner: R, limit_bytes: u64) -> Self {
+        Self {
+            inner,
+            left: limit_bytes,
+        }
+    }
+
+    pub fn into_inner(self) -> R {
+        self.inner
+    }
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        match self.left.checked_sub(read as u64) {
+            Some(left) => self.left = left,
+            None => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the archive is larger than any that is expected",
+                ));
+            }
+        }
+        Ok(read)
+    }
+}
+
 /// Reads entries from `inner`; between two calls of [`Self::next`] the bytes of the entry are read through [`Self::content`].
-pub(super) struct EntryReader<R> {
+pub(crate) struct EntryReader<R> {
     inner: R,
     /// Of the current entry, not yet read.
     content_bytes: u64,
@@ -99,6 +134,8 @@ impl<R: Read> EntryReader<R> {
     /// The next entry; none at the end of the archive.
     pub fn next(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extension = Extension::default();
+        // Of all extension headers of the entry.
+        let mut left = EXTENSION_LIMIT_BYTES;
         loop {
             self.skip_content()?;
             let mut block = [0; BLOCK_BYTES];
@@ -110,14 +147,14 @@ impl<R: Read> EntryReader<R> {
             let size_bytes = number(header.entry_size())?;
             match header.entry_type() {
                 EntryType::XHeader => {
-                    let records = self.read_extension(size_bytes)?;
+                    let records = self.read_extension(size_bytes, &mut left)?;
                     extension.add_records(&records)?;
                 }
                 EntryType::GNULongName => {
-                    extension.path = Some(until_nul(self.read_extension(size_bytes)?));
+                    extension.path = Some(until_nul(self.read_extension(size_bytes, &mut left)?));
                 }
                 EntryType::GNULongLink => {
-                    extension.link = Some(until_nul(self.read_extension(size_bytes)?));
+                    extension.link = Some(until_nul(self.read_extension(size_bytes, &mut left)?));
                 }
                 // Comments, such as the commit of a `git archive`.
                 EntryType::XGlobalHeader => self.expect_content(size_bytes),
@@ -239,12 +276,12 @@ impl<R: Read> EntryReader<R> {
         Ok(true)
     }
 
-    fn read_extension(&mut self, size_bytes: u64) -> Result<Vec<u8>, TarError> {
-        if size_bytes > EXTENSION_LIMIT_BYTES {
-            return Err(TarError::Malformed(
-                "an extended header is larger than 1 MiB",
-            ));
-        }
+    fn read_extension(&mut self, size_bytes: u64, left: &mut u64) -> Result<Vec<u8>, TarError> {
+        *left = left
+            .checked_sub(size_bytes.saturating_add(BLOCK_BYTES as u64))
+            .ok_or(TarError::Malformed(
+                "the extended headers of an entry are larger than 1 MiB",
+            ))?;
         self.expect_content(size_bytes);
         let mut bytes = vec![0; usize::try_from(size_bytes).unwrap_or(0)];
         let mut filled = 0;

@@ -1,8 +1,10 @@
 //! How does one entry of a layer get onto the disk?
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write as _};
+use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::entries::{Entry, EntryReader, Kind};
+use super::entries::{Bounded, Entry, EntryReader, Kind};
 use super::tree::{Folder, Tree, WalkError, is_whiteout, names, open_folder};
 use super::{Limits, UnpackError, UnpackedLayer};
 use crate::attributes;
@@ -24,6 +26,9 @@ const WHITEOUT: &[u8] = b".wh.";
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// Of an entry on average, padding included; far more than any tar has.
+const HEADERS_BYTES: u64 = 4096;
+
 /// One layer on its way to disk.
 pub(super) struct Unpacker {
     pub layer: UnpackedLayer,
@@ -34,13 +39,31 @@ pub(super) struct Unpacker {
     /// So far.
     pub entries: u64,
     pub buffer: Vec<u8>,
+    /// Hard links whose target this layer doesn't have: link → number of the entry, and target.
+    pub links: BTreeMap<PathBuf, (u64, PathBuf)>,
+}
+
+/// Removes what is at or below the path; takes as long as there is.
+fn forget_below<V>(map: &mut BTreeMap<PathBuf, V>, gone: &Path) {
+    let below = map
+        .range::<Path, _>((Bound::Included(gone), Bound::Unbounded))
+        .map(|(path, _)| path);
+    let below: Vec<PathBuf> = below
+        .take_while(|path| path.starts_with(gone))
+        .cloned()
+        .collect();
+    for path in below {
+        map.remove(&path);
+    }
 }
 
 impl Unpacker {
     /// Unpacks all entries; returns the stream behind the archive's end.
     pub fn unpack<R: Read>(&mut self, tar: R) -> Result<R, UnpackError> {
         let layer = self.layer.digest;
-        let mut reader = EntryReader::new(tar);
+        let limit = self.limits.entries.saturating_mul(HEADERS_BYTES);
+        let limit = self.limits.bytes.saturating_add(limit);
+        let mut reader = EntryReader::new(Bounded::new(tar, limit));
         let broken = |source| UnpackError::Tar { layer, source };
         while let Some(entry) = reader.next().map_err(broken)? {
             self.entries += 1;
@@ -51,7 +74,7 @@ impl Unpacker {
                 .map_err(|error| without_number(error, &entry, layer))?;
         }
         // Padding and further zero blocks, so that the compressed stream is read and checked to its end.
-        let mut rest = reader.into_inner();
+        let mut rest = reader.into_inner().into_inner();
         loop {
             match rest
                 .read(&mut self.buffer)
@@ -67,9 +90,18 @@ impl Unpacker {
     /// The layer, when all is in place.
     pub fn finish(self) -> UnpackedLayer {
         let Self {
-            mut layer, tree, ..
+            mut layer,
+            tree,
+            links,
+            ..
         } = self;
         layer.implied = tree.into_implied();
+        let mut links: Vec<_> = links.into_iter().collect();
+        links.sort_by_key(|(_, (number, _))| *number);
+        layer.links = links
+            .into_iter()
+            .map(|(link, (_, target))| (link, target))
+            .collect();
         layer
     }
 
@@ -146,13 +178,11 @@ impl Unpacker {
         }
     }
 
-    /// Times of folders that are gone.
+    /// Times of folders, and links, that are gone.
     fn forget(&mut self, parent: &Folder, name: &OsStr) {
         let gone = parent.path.join(name);
-        self.layer
-            .links
-            .retain(|(link, _)| !link.starts_with(&gone));
-        self.layer.times.retain(|path, _| !path.starts_with(&gone));
+        forget_below(&mut self.links, &gone);
+        forget_below(&mut self.layer.times, &gone);
     }
 
     /// Whiteouts speak of lower layers only: what this layer itself has at the name stays, and a folder no longer shows what is below it.
@@ -316,9 +346,9 @@ impl Unpacker {
             Some(folder) => linkat(&folder.fd, file, &parent.fd, name, AtFlags::empty())
                 .map_err(|errno| WalkError::System("link", errno)),
             None => {
-                self.layer
-                    .links
-                    .push((parent.path.join(name), target.iter().collect::<PathBuf>()));
+                let target = target.iter().collect();
+                let link = parent.path.join(name);
+                self.links.insert(link, (self.entries, target));
                 Ok(())
             }
         }

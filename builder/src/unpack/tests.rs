@@ -439,7 +439,7 @@ fn an_archive_that_is_broken_or_unsupported_says_so_and_leaves_nothing() {
         (
             huge.gzip(),
             Class::CONTENT,
-            "malformed tar: an extended header is larger than 1 MiB",
+            "malformed tar: the extended headers of an entry are larger than 1 MiB",
         ),
         (
             pax(&[("GNU.sparse.major", b"1")]),
@@ -527,6 +527,49 @@ fn a_layer_larger_than_its_limits_is_stopped() {
             "{error:?}"
         );
     }
+}
+
+#[test]
+fn many_small_headers_of_one_entry_are_as_limited_as_a_large_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let value = vec![b'x'; 4000];
+    let mut tar = Tar::default();
+    for _ in 0..400 {
+        tar = tar.pax(&[("SCHILY.xattr.user.x", &value)]);
+    }
+    let blob = tar.file("f", b"").gzip();
+    let unpacked = unpack_layer(
+        &blob[..],
+        Digest::of(&blob),
+        &folder.path().join("l"),
+        MARKS,
+        DEFAULT_LIMITS,
+    );
+    let error = crate::error::chain(&unpacked.unwrap_err());
+    assert!(error.contains("larger than 1 MiB"), "{error}");
+}
+
+#[test]
+fn what_is_skipped_counts_towards_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    // a folder has no content, whatever its header says
+    let nothing = vec![0; 100_000];
+    let blob = Tar::default()
+        .raw(EntryType::Directory, b"d", b"", 0o755, (0, 0), &nothing)
+        .gzip();
+    let limits = Limits {
+        bytes: 1000,
+        entries: 10,
+    };
+    let unpacked = unpack_layer(
+        &blob[..],
+        Digest::of(&blob),
+        &folder.path().join("l"),
+        MARKS,
+        limits,
+    );
+    let error = unpacked.unwrap_err();
+    assert_eq!(error.class(), Class::CONTENT, "{error:?}");
 }
 
 #[test]

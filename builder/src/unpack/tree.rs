@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::ops::Bound;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
@@ -223,7 +224,16 @@ impl Tree {
         }
         self.last = None;
         let gone = parent.path.join(name);
-        self.implied.retain(|path| !path.starts_with(&gone));
+        let below = self
+            .implied
+            .range::<Path, _>((Bound::Included(gone.as_path()), Bound::Unbounded));
+        let below: Vec<PathBuf> = below
+            .take_while(|path| path.starts_with(&gone))
+            .cloned()
+            .collect();
+        for path in below {
+            self.implied.remove(&path);
+        }
         Ok(())
     }
 }
