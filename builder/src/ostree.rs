@@ -22,6 +22,8 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use crate::attributes;
+use crate::unpack::TarError;
+use crate::unpack::entries::{Bounded, EntryReader};
 
 /// Label of an image: the commit that it was made from, 64 hex digits.
 pub const COMMIT_LABEL: &str = "ostree.commit";
@@ -30,6 +32,8 @@ pub const LAST_LAYER_LABEL: &str = "ostree.final-diffid";
 
 /// All objects together; RHEL CoreOS has some ten thousand folders.
 const OBJECTS_LIMIT_BYTES: u64 = 64 << 20;
+/// Unpacked; the objects of RHEL CoreOS are about ten.
+const LAYER_LIMIT_BYTES: u64 = 256 << 20;
 /// A folder object may stand in many places.
 const FOLDERS_LIMIT: usize = 200_000;
 const OBJECTS: &str = "sysroot/ostree/repo/objects/";
@@ -74,7 +78,7 @@ enum Found {
 pub enum FoldersError {
     /// No tar.
     #[error("read the layer of the ostree commit")]
-    Read(#[from] io::Error),
+    Read(#[from] TarError),
     /// More than 64 MiB of objects, or 200,000 folders.
     #[error("the ostree commit has more folders than an operating system")]
     TooLarge,
@@ -99,16 +103,19 @@ impl Folders {
     pub fn read(layer: impl Read, commit: Checksum) -> Result<Self, FoldersError> {
         let mut objects = HashMap::new();
         let mut left = OBJECTS_LIMIT_BYTES;
-        for entry in tar::Archive::new(layer).entries()? {
-            let mut entry = entry?;
-            let Some(checksum) = object(&entry.path_bytes()) else {
+        let mut tar = EntryReader::new(Bounded::new(layer, LAYER_LIMIT_BYTES));
+        while let Some(entry) = tar.next()? {
+            let Some(checksum) = object(&entry.path) else {
                 continue;
             };
             left = left
-                .checked_sub(entry.size())
+                .checked_sub(entry.size_bytes)
                 .ok_or(FoldersError::TooLarge)?;
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content)?;
+            let mut content = vec![0; usize::try_from(entry.size_bytes).unwrap_or(0)];
+            let mut filled = 0;
+            while filled < content.len() {
+                filled += tar.content(&mut content[filled..])?;
+            }
             if Sha256::digest(&content)[..] == checksum {
                 objects.insert(checksum, content);
             }
@@ -216,9 +223,16 @@ impl Folders {
         };
         let in_commit = match in_image.as_slice() {
             ["sysroot" | "ostree" | "var", ..] | ["usr", "etc", ..] => return Found::Other,
-            ["etc", below @ ..] => [&["usr", "etc"], below].concat(),
+            ["etc", below @ ..] => match (self.look(&["etc"]), self.look(&["usr", "etc"])) {
+                (Found::Absent, Found::Folder(_)) => [&["usr", "etc"], below].concat(),
+                _ => return Found::Other,
+            },
             other => other.to_vec(),
         };
+        self.look(&in_commit)
+    }
+
+    fn look(&self, in_commit: &[&str]) -> Found {
         let mut folder = self.top;
         for part in in_commit {
             let Ok(content) = self.object(folder.content) else {
@@ -227,12 +241,12 @@ impl Folders {
             let (files, folders) = gv!("(a(say)a(sayay))").cast(content.as_aligned()).into();
             let below = folders.iter().find_map(|entry| {
                 let (name, content, metadata) = entry.into();
-                (name.to_str() == part).then(|| Folder::of(content, metadata))
+                (name.to_str() == *part).then(|| Folder::of(content, metadata))
             });
             let is_file = || {
                 files.iter().any(|entry| {
                     let (name, _) = entry.into();
-                    name.to_str() == part
+                    name.to_str() == *part
                 })
             };
             folder = match below {

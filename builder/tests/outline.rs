@@ -227,6 +227,30 @@ fn folders_are_enough_where_files_only_come_to_new_places() {
     ] {
         workshop.file(name, content);
     }
+    // a hard link to a file that only the base has, and a file beside it
+    let mut archives = [Vec::new(), Vec::new()];
+    for (archive, kind, link) in [
+        (0, tar::EntryType::Link, "file"),
+        (1, tar::EntryType::Regular, ""),
+    ] {
+        let mut builder = tar::Builder::new(&mut archives[archive]);
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        if !link.is_empty() {
+            header.set_link_name(link).unwrap();
+        }
+        builder
+            .append_data(&mut header, "another", std::io::empty())
+            .unwrap();
+        builder.finish().unwrap();
+    }
+    workshop.file("links.tar", &archives[0]);
+    workshop.file("new.tar", &archives[1]);
     let (folders, files) = (false, true);
     for (text, unpacks) in [
         ("COPY a /etc/new/", folders),
@@ -236,10 +260,10 @@ fn folders_are_enough_where_files_only_come_to_new_places() {
         ("COPY tree /", folders),
         ("COPY deep /etc", folders),
         ("COPY --chown=root:root a /etc/", folders),
-        ("COPY --chown=5:6 a /etc/", folders),
+        ("COPY --chown=5 a /etc/", folders),
         ("COPY --link --chmod=600 a /etc/", folders),
         ("WORKDIR /etc/conf\nCOPY a .", folders),
-        ("WORKDIR /new\nUSER 5:6\nWORKDIR below\nCOPY . .", folders),
+        ("WORKDIR /new\nUSER 5\nWORKDIR below\nCOPY . .", folders),
         ("ENV there=/etc/conf\nCOPY a $there/", folders),
         ("COPY <<here /etc/here\ntext\nhere", folders),
         ("LABEL a=b", folders),
@@ -254,6 +278,10 @@ fn folders_are_enough_where_files_only_come_to_new_places() {
         ("COPY a /usr/etc/", files),
         ("COPY a /sysroot/", files),
         ("COPY over /", files),
+        ("ADD links.tar /etc/", files),
+        ("ADD new.tar /etc/", folders),
+        ("COPY --parents tree/./etc/conf/new /", folders),
+        ("COPY --chown=5:6 a /etc/", files),
         ("COPY --chown=ann a /etc/", files),
         ("USER ann\nWORKDIR /new", files),
         (

@@ -188,6 +188,11 @@ impl Outside {
         }
     }
 
+    /// True if folders stand for an image's files.
+    pub fn has_outline(&self) -> bool {
+        self.images.values().any(|base| base.outline.is_some())
+    }
+
     /// Every image.
     pub fn image_names(&self) -> impl Iterator<Item = &Name> {
         self.images.keys()

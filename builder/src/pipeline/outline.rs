@@ -135,7 +135,16 @@ async fn make(
     if digest != layer.digest {
         return Err(OutlineError::NotAsked);
     }
-    let folders = Folders::read(decompress(blob.as_slice())?, commit)?;
+    tokio::task::block_in_place(|| made_from(&blob, commit, destinations, directory))
+}
+
+fn made_from(
+    blob: &[u8],
+    commit: [u8; 32],
+    destinations: &[PathBuf],
+    directory: &Path,
+) -> Result<Option<Folders>, OutlineError> {
+    let folders = Folders::read(decompress(blob)?, commit)?;
     fs::create_dir_all(directory)?;
     for destination in destinations {
         if !folders.make(destination, directory)? {
@@ -223,8 +232,9 @@ fn destination(state: &StageState, transfer: &Transfer) -> Result<Option<PathBuf
     Ok(Some(crate::copy::clean(&path.to_string_lossy())))
 }
 
-/// True for numbers and root.
+/// True for root and for users by number. A group's number is looked up as a name first.
 fn is_known(owner: &str) -> bool {
-    let mut parts = owner.split(':');
-    parts.all(|part| part == "root" || part.bytes().all(|byte| byte.is_ascii_digit()))
+    let (user, group) = owner.split_once(':').unwrap_or((owner, ""));
+    let user = user == "root" || user.bytes().all(|byte| byte.is_ascii_digit());
+    user && matches!(group, "" | "0" | "root")
 }

@@ -230,6 +230,10 @@ impl<'a> Stages<'a> {
             let failed = |source| match source {
                 // Not the instruction's doing.
                 StepError::Files(error) if error.is_of_an_image() => *error,
+                // With all files of the base it may succeed.
+                source if self.outside.has_outline() && source.is_of_a_root() => {
+                    BuildError::BeyondOutline
+                }
                 source => BuildError::Step {
                     place: self.file.place(&located.location),
                     text: text.clone(),

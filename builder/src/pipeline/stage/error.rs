@@ -136,6 +136,20 @@ fn exit_text(status: ExitStatus) -> String {
     }
 }
 
+impl StepError {
+    /// True if another root file system could have led to another end.
+    pub(super) fn is_of_a_root(&self) -> bool {
+        match self {
+            Self::Root(_) => true,
+            Self::Copy(error) => match error {
+                CopyError::Root(_) | CopyError::File { .. } | CopyError::InTheWay { .. } => true,
+                CopyError::NotFound { .. } | CopyError::Pattern(_) => false,
+            },
+            _ => false,
+        }
+    }
+}
+
 pub(super) fn make_folder(path: &Path) -> Result<(), StepError> {
     std::fs::create_dir_all(path).map_err(scratch("make the folder", path))
 }
