@@ -155,6 +155,18 @@ fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder(p
     build(&["--registries-conf", &path]).ok();
 }
 
+fn a_registry_without_tls_is_told_at_once(program: Program) {
+    let Some((workshop, registry)) = workshop(program, "a_registry_without_tls_is_told_at_once")
+    else {
+        return;
+    };
+    let push = format!("{}/org/os:v1", registry.host);
+    let built = workshop.build_to("FROM base\nLABEL a=b\n", &push, &[]);
+    assert_eq!(built.status, 65, "{}", built.stderr);
+    assert!(built.stderr.contains("speaks no TLS"), "{}", built.stderr);
+    assert!(!built.stderr.contains("trying again"), "{}", built.stderr);
+}
+
 fn a_proxy_is_used_but_for_hosts_that_are_excepted(program: Program) {
     let test = "a_proxy_is_used_but_for_hosts_that_are_excepted";
     let Some((workshop, registry)) = workshop(program, test) else {
@@ -186,5 +198,6 @@ fn a_proxy_is_used_but_for_hosts_that_are_excepted(program: Program) {
 with_both_registries! {
     images_come_from_mirrors_without_tls_and_from_where_short_names_lead
     a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder
+    a_registry_without_tls_is_told_at_once
     a_proxy_is_used_but_for_hosts_that_are_excepted
 }

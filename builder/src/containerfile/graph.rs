@@ -97,7 +97,7 @@ pub enum Source {
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// `--target` names none.
-    #[error("there is no stage {name:?} to build; the file has {known}")]
+    #[error("there is no stage {name:?} to build; its stages are {known}")]
     Target {
         /// As given.
         name: String,

@@ -108,6 +108,16 @@ pub enum RegistryError {
         /// What is wrong with it.
         source: rustls::Error,
     },
+    /// HTTP where TLS was expected.
+    #[error(
+        "{operation} {target}: the registry speaks no TLS; if it shall be spoken to without, say so: --plain-http HOST[:PORT], or insecure = true in registries.conf"
+    )]
+    WithoutTls {
+        /// What was tried.
+        operation: &'static str,
+        /// Repository, with tag or digest.
+        target: String,
+    },
     /// Transient to the end.
     #[error("gave up after {attempts} attempts in {} s", elapsed.as_secs())]
     GaveUp {
@@ -148,31 +158,44 @@ pub enum RegistryError {
     },
 }
 
-/// What TLS said against a certificate, theirs or ours, if that is why there is no connection.
-pub(super) fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<rustls::Error> {
-    use rustls::AlertDescription as Alert;
-    if let Some(
-        found @ (rustls::Error::InvalidCertificate(_)
-        | rustls::Error::AlertReceived(
-            Alert::BadCertificate
-            | Alert::CertificateRequired
-            | Alert::CertificateUnknown
-            | Alert::CertificateExpired
-            | Alert::CertificateRevoked
-            | Alert::UnknownCA,
-        )),
-    ) = error.downcast_ref::<rustls::Error>()
-    {
-        return Some(found.clone());
+/// What TLS said, if that is why there is no connection.
+pub(super) fn of_tls<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
     }
     // An I/O error's source is that of the error which it wraps.
     let wrapped = error.downcast_ref::<std::io::Error>();
     let wrapped =
         wrapped.and_then(|error| Some(error.get_ref()? as &(dyn std::error::Error + 'static)));
-    match wrapped.or(error.source()) {
-        Some(cause) => distrust(cause),
-        None => None,
-    }
+    of_tls(wrapped.or(error.source())?)
+}
+
+/// True if it is about a certificate, theirs or ours.
+pub(super) fn is_distrust(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(_)
+            | rustls::Error::AlertReceived(
+                Alert::BadCertificate
+                    | Alert::CertificateRequired
+                    | Alert::CertificateUnknown
+                    | Alert::CertificateExpired
+                    | Alert::CertificateRevoked
+                    | Alert::UnknownCA,
+            )
+    )
+}
+
+/// True if the other side doesn't speak TLS at all.
+pub(super) fn is_no_tls(error: &rustls::Error) -> bool {
+    use rustls::InvalidMessage;
+    matches!(
+        error,
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)
+    )
 }
 
 impl RegistryError {
@@ -276,6 +299,7 @@ impl Classify for RegistryError {
             Self::Certificates { .. } => Class::CONTRACT,
             Self::Blocked { .. } | Self::Place(_) => Class::CONTENT,
             Self::Untrusted { .. } => Class::RIGHTS,
+            Self::WithoutTls { .. } => Class::CONTENT,
             Self::Transport { .. } | Self::Slow { .. } | Self::Miscounted { .. } => {
                 Class::Transient
             }

@@ -8,7 +8,7 @@ use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 
 use super::auth::Challenge;
-use super::error::distrust;
+use super::error::{is_distrust, is_no_tls, of_tls};
 use super::pace::Incoming;
 use super::{Registry, RegistryError};
 use crate::reference::Repository;
@@ -53,13 +53,14 @@ pub(crate) struct Subject<'a> {
 impl Subject<'_> {
     pub(super) fn transport(self, source: reqwest::Error) -> RegistryError {
         let (operation, target) = (self.operation, self.target.to_owned());
-        match distrust(&source) {
-            Some(source) => RegistryError::Untrusted {
+        match of_tls(&source).cloned() {
+            Some(source) if is_distrust(&source) => RegistryError::Untrusted {
                 operation,
                 target,
                 source,
             },
-            None => RegistryError::Transport {
+            Some(found) if is_no_tls(&found) => RegistryError::WithoutTls { operation, target },
+            Some(_) | None => RegistryError::Transport {
                 operation,
                 target,
                 source: source.without_url(),

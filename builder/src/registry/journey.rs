@@ -57,6 +57,12 @@ fn redirection(method: &Method, response: &Response) -> Option<Url> {
     }
 }
 
+/// A port for TLS answers 400 to HTTP, a web server leads to TLS.
+fn is_of_a_registry(response: &Response) -> bool {
+    let known = [StatusCode::UNAUTHORIZED, StatusCode::NOT_FOUND];
+    response.status().is_success() || known.contains(&response.status())
+}
+
 impl Registry {
     /// Sends the request to its registry and on.
     pub(super) async fn send(
@@ -87,19 +93,24 @@ impl Registry {
         let is_secure = !self.is_plain_http(repository);
         let plain = self.without_tls(repository, first.url());
         let sent = followed(subject, first.method(), first.url().clone(), is_secure, hop).await;
-        match (sent, plain) {
+        // A registry that may be spoken to without TLS: it has just shown that it has none, or isn't where TLS would be.
+        let (failed, plain) = match (sent, plain) {
+            (Err(error @ RegistryError::WithoutTls { .. }), Some(plain)) => (error, plain),
             (Err(RegistryError::Transport { source, .. }), Some(plain)) if source.is_connect() => {
-                let mut request = build()?;
-                *request.url_mut() = plain;
-                // Nobody is logged in to a registry that wasn't reached before.
-                let sent = self.send_once(subject, http, request, body.clone(), None);
-                let Ok(response) = sent.await else {
-                    return Err(subject.transport(source));
-                };
+                (subject.transport(source), plain)
+            }
+            (sent, _) => return sent,
+        };
+        let mut request = build()?;
+        *request.url_mut() = plain;
+        // Nobody is logged in to a registry that wasn't reached before.
+        let sent = self.send_once(subject, http, request, body.clone(), None);
+        match sent.await {
+            Ok(response) if is_of_a_registry(&response) => {
                 self.learn_without_tls(repository);
                 Ok(response)
             }
-            (sent, _) => sent,
+            Ok(_) | Err(_) => Err(failed),
         }
     }
 

@@ -236,7 +236,7 @@ fn what_cannot_be_planned_is_told_with_its_line() {
         (
             "FROM a AS x\nFROM b\n",
             Some("y"),
-            "there is no stage \"y\" to build; the file has x, 1",
+            "there is no stage \"y\" to build; its stages are x, 1",
         ),
         (
             "FROM a\nCOPY --from=later a b\nFROM b AS later\nFROM c\nCOPY --from=0 a b",
