@@ -18,7 +18,7 @@ use strata_builder::layout::{Layout, Location};
 use strata_builder::pipeline::report;
 use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec, LayerPer, Secret};
-use strata_builder::progress::{Format, Progress};
+use strata_builder::progress::{self, Format, Progress};
 use strata_builder::registry::retry::{Bounds, DEFAULT_BOUNDS};
 use strata_builder::registry::{Options, Registry};
 use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, no_steps, probe};
@@ -196,6 +196,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         architecture: Platform::native().architecture,
     };
     let progress = Arc::new(Progress::new(format, Box::new(io::stderr())));
+    progress::listen(&progress);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -14,6 +14,9 @@ use crate::digest::Digest;
 use live::Live;
 
 mod live;
+mod log;
+
+pub use log::listen;
 
 /// `--progress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -155,6 +155,24 @@ fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder(p
     build(&["--registries-conf", &path]).ok();
 }
 
+fn attempts_are_told_as_they_fail(program: Program) {
+    let Some((workshop, _)) = workshop(program, "attempts_are_told_as_they_fail") else {
+        return;
+    };
+    let push = format!("127.0.0.1:{}/org/os:v1", common::free_port());
+    for (progress, beginning) in [("plain", "warning: "), ("json", "{\"at_millis\":")] {
+        let more = ["--retry-for", "1s", "--progress", progress];
+        let built = workshop.build_to("FROM base\nLABEL a=b\n", &push, &more);
+        assert_eq!(built.status, 75, "{}", built.stderr);
+        let told = built.stderr.lines();
+        let told: Vec<_> = told
+            .filter(|line| line.contains("trying again in"))
+            .collect();
+        assert!(told.len() >= 2, "{}", built.stderr);
+        assert!(told.iter().all(|line| line.contains(beginning)), "{told:?}");
+    }
+}
+
 fn a_registry_without_tls_is_told_at_once(program: Program) {
     let Some((workshop, registry)) = workshop(program, "a_registry_without_tls_is_told_at_once")
     else {
@@ -198,6 +216,7 @@ fn a_proxy_is_used_but_for_hosts_that_are_excepted(program: Program) {
 with_both_registries! {
     images_come_from_mirrors_without_tls_and_from_where_short_names_lead
     a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder
+    attempts_are_told_as_they_fail
     a_registry_without_tls_is_told_at_once
     a_proxy_is_used_but_for_hosts_that_are_excepted
 }

@@ -104,7 +104,12 @@ impl Trying {
         }
         match self.failed(now, error.retry_after(), jitter()) {
             Some(delay) => {
-                tracing::warn!(attempt = self.attempts, delay_ms = delay.as_millis() as u64, error = %crate::error::chain(&error), "registry exchange failed, trying again");
+                tracing::warn!(
+                    "{}: trying again in {:.1} s (attempt {} failed)",
+                    crate::error::chain(&error),
+                    delay.as_secs_f32(),
+                    self.attempts
+                );
                 tokio::time::sleep(delay).await;
                 Ok(())
             }
