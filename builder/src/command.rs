@@ -29,6 +29,13 @@ use crate::places;
 /// Builds; the exit code says who can end a failure.
 pub fn build(build: Build) -> ExitCode {
     let (report_path, digest_path) = (build.report.clone(), build.digestfile.clone());
+    for path in [&report_path, &digest_path].into_iter().flatten() {
+        // Not after an hour's build; what is there stays until then.
+        if let Err(error) = fs::File::options().append(true).create(true).open(path) {
+            eprintln!("error: write {}: {error}", path.display());
+            return ExitCode::from(Class::of_file(&error).exit_code());
+        }
+    }
     let (report, told) = match prepare_and_build(build) {
         Ok((report, told)) => (report, told),
         Err(error) => {
