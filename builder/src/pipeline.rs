@@ -215,31 +215,24 @@ async fn attempt(
     // Blocks this thread only; uploads go on in the runtime's own.
     let built =
         tokio::task::block_in_place(|| schedule::run(todo.needs(&graph), most, &stop, build));
-    match built {
-        Ok(()) => {}
-        // The uploads know why.
-        Err(BuildError::Stopped) => {
-            base_layers.await??;
-            layers.finish().await?;
-            return Err(BuildError::Stopped);
-        }
-        Err(error) => {
-            layers.abandon().await;
-            return Err(error);
-        }
+    if built.is_ok() {
+        phases.begin("layers");
     }
-    phases.begin("layers");
+    // Once one part has failed, the others end soon. They are waited for: what comes next may be the same build once more.
+    let layers = both(built, layers.finish().await);
+    if layers.is_ok() {
+        phases.begin("push");
+    }
+    let base_bytes = base_layers.await.map_err(BuildError::from).flatten();
+    let (((), layers), mut sent_bytes) = both(layers, base_bytes)?;
     let mut image = base_image(&graph, &outside)?;
     image.config = stages.image_of(graph.target).unwrap_or_default();
-    let mut sent_bytes = 0;
-    for (index, layer) in layers.finish().await?.into_iter().enumerate() {
+    for (index, layer) in layers.into_iter().enumerate() {
         if index >= sent_before {
             sent_bytes += layer.descriptor.size_bytes;
         }
         image.add_layer(layer.descriptor, layer.diff_id);
     }
-    phases.begin("push");
-    sent_bytes += base_layers.await??;
     if !spec.labels.is_empty() {
         image
             .config
@@ -341,16 +334,30 @@ fn base_image(graph: &BuildGraph, outside: &Outside) -> Result<Image, BuildError
         .unwrap_or_default())
 }
 
-/// The work of a part of the build that stops the others when it fails.
+/// The work of a part of the build that stops the others when it fails, and is stopped by them.
+///
+/// # Errors
+/// [`BuildError::Stopped`] if another part failed before.
 async fn stopping<T>(
     stop: Arc<Stop>,
     work: impl Future<Output = Result<T, BuildError>>,
 ) -> Result<T, BuildError> {
-    let result = work.await;
+    let result = stop.or(work).await.unwrap_or(Err(BuildError::Stopped));
     if result.is_err() {
         stop.say();
     }
     result
+}
+
+/// What two parts of the build came to; if both failed, the failure of the one that didn't only stop for the other.
+fn both<T, U>(
+    one: Result<T, BuildError>,
+    other: Result<U, BuildError>,
+) -> Result<(T, U), BuildError> {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (Err(BuildError::Stopped) | Ok(_), Err(error)) | (Err(error), _) => Err(error),
+    }
 }
 
 async fn ensure_base(
@@ -366,5 +373,52 @@ async fn ensure_base(
                 .await
         }
         None => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_fails_ends_the_others_and_is_what_is_told() {
+        let stop = Arc::new(Stop::new().unwrap());
+        let failed = std::future::ready(Err::<(), _>(BuildError::BeyondOutline));
+        let endless = std::future::pending::<Result<(), BuildError>>();
+        let upload = tokio::spawn(stopping(Arc::clone(&stop), endless));
+        let failed = stopping(Arc::clone(&stop), failed).await;
+        let deadline = Duration::from_secs(60);
+        let upload = tokio::time::timeout(deadline, upload).await.unwrap();
+        let told = both(upload.unwrap(), failed);
+        assert!(matches!(told, Err(BuildError::BeyondOutline)), "{told:?}");
+    }
+
+    #[test]
+    fn the_failure_of_two_that_is_told_is_the_one_that_stopped_the_other() {
+        let of = |failure| match failure {
+            "" => Ok(()),
+            "stopped" => Err(BuildError::Stopped),
+            name => Err(BuildError::StageIsGone { name: name.into() }),
+        };
+        for (one, other, told) in [
+            ("", "", "Ok"),
+            ("a", "", "a"),
+            ("", "b", "b"),
+            ("a", "b", "a"),
+            ("a", "stopped", "a"),
+            ("stopped", "b", "b"),
+            ("stopped", "", "Stopped"),
+            ("", "stopped", "Stopped"),
+            ("stopped", "stopped", "Stopped"),
+        ] {
+            let got = match both(of(one), of(other)) {
+                Ok(_) => "Ok".to_owned(),
+                Err(BuildError::StageIsGone { name }) => name,
+                Err(error) => format!("{error:?}"),
+            };
+            assert_eq!(got, told, "{one:?} {other:?}");
+        }
     }
 }

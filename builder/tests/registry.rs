@@ -607,7 +607,36 @@ fn a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time(progr
     }
 }
 
+/// A build whose only big blob is the layer of its base, and whose others are small.
+fn is_big(request: &Request) -> bool {
+    request.path.contains("/blobs/uploads/") && request.body_bytes > 100_000
+}
+
+fn a_layer_that_is_refused_ends_the_upload_of_the_base(program: Program) {
+    let test = "a_layer_that_is_refused_ends_the_upload_of_the_base";
+    let Some((workshop, registry)) = workshop(program, test) else {
+        return;
+    };
+    let proxy = Proxy::start(registry.port(), |request, _| {
+        if is_big(request) {
+            Action::StallRequest(1000)
+        } else if request.is("PUT", "/blobs/") {
+            Action::Answer(403, Vec::new(), "no")
+        } else {
+            Action::Forward
+        }
+    });
+    let text = "FROM base\nCOPY <<a /a\nx\na\nRUN sleep 1000\n";
+    let built = push_of(&workshop, text, &proxy.host, &["--layers", "step"]);
+    assert_eq!(built.status, 77, "{}", built.stderr);
+    let seen = proxy.seen();
+    let big = seen.iter().filter(|request| is_big(request)).count();
+    // waited for, it would have been tried again
+    assert!(big < 2, "{}", built.stderr);
+}
+
 with_both_registries! {
+    a_layer_that_is_refused_ends_the_upload_of_the_base
     a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time
     a_push_survives_harm_to_each_kind_of_request
     an_upload_that_a_restarted_registry_has_forgotten_begins_again

@@ -5,12 +5,11 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use super::attempt::{Done, Note};
 use super::stage::Change;
 use super::todo::Position;
-use super::{BuildError, BuildSpec, stopping};
+use super::{BuildError, BuildSpec, both, stopping};
 use crate::digest::Digest;
 use crate::error::chain;
 use crate::image::Descriptor;
@@ -23,7 +22,6 @@ type Running = (Position, JoinHandle<Result<LayerDescriptor, BuildError>>);
 /// The layers of the image, on their way.
 pub struct Layers {
     running: mpsc::UnboundedSender<Running>,
-    abandoned: CancellationToken,
     stop: Arc<Stop>,
     collector: JoinHandle<Result<Vec<Done>, BuildError>>,
 }
@@ -33,11 +31,9 @@ impl Layers {
     #[must_use]
     pub fn after(earlier: Vec<Done>, note: Option<(Arc<Note>, Digest)>, stop: Arc<Stop>) -> Self {
         let (running, receiver) = mpsc::unbounded_channel();
-        let abandoned = CancellationToken::new();
-        let collector = tokio::spawn(collect(earlier, receiver, note, abandoned.clone()));
+        let collector = tokio::spawn(collect(earlier, receiver, note));
         Self {
             running,
-            abandoned,
             stop,
             collector,
         }
@@ -72,19 +68,10 @@ impl Layers {
         let _ended = self.running.send((after, layer));
     }
 
-    /// Waits for no more layers: the build has failed, and that is the error to tell. Once this is done, no note is written any more.
-    pub async fn abandon(self) {
-        drop(self.running);
-        self.abandoned.cancel();
-        if let Ok(Err(error)) = self.collector.await {
-            tracing::debug!(error = %chain(&error), "a layer of a failed build failed");
-        }
-    }
-
-    /// All layers, lowest first, once the target has them.
+    /// All layers, lowest first, once the target has them. Once this is done, none is on its way and no note is written any more.
     ///
     /// # Errors
-    /// The first that one of them met.
+    /// What went wrong with one of them; [`BuildError::Stopped`], if that is only that another part of the build has failed.
     pub async fn finish(self) -> Result<Vec<Done>, BuildError> {
         drop(self.running);
         self.collector.await?
@@ -95,26 +82,30 @@ async fn collect(
     earlier: Vec<Done>,
     mut running: mpsc::UnboundedReceiver<Running>,
     mut note: Option<(Arc<Note>, Digest)>,
-    abandoned: CancellationToken,
 ) -> Result<Vec<Done>, BuildError> {
-    let mut done = earlier;
+    let mut done = Ok(earlier);
     while let Some((after, layer)) = running.recv().await {
-        let layer = tokio::select! {
-            biased;
-            () = abandoned.cancelled() => break,
-            layer = layer => layer??,
+        let layer = layer.await.map_err(BuildError::from).flatten();
+        // After a failure the others are waited for, since they end soon, too.
+        let (mut layers, layer) = match both(done, layer) {
+            Ok(both) => both,
+            Err(error) => {
+                done = Err(error);
+                continue;
+            }
         };
-        done.push(Done {
+        layers.push(Done {
             after,
             descriptor: Descriptor::new(layer.media_type, layer.digest, layer.size_bytes),
             diff_id: layer.diff_id,
         });
         if let Some((at, inputs)) = &note
-            && let Err(error) = at.write(*inputs, &done).await
+            && let Err(error) = at.write(*inputs, &layers).await
         {
             tracing::warn!(error = %chain(&error), "another attempt of this build will not know of its layers");
             note = None;
         }
+        done = Ok(layers);
     }
-    Ok(done)
+    done
 }
