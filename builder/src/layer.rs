@@ -1,7 +1,7 @@
 //! How do a stage's changes become a layer? One pass, nothing stored:
 //!
 //! ```text
-//! walk ─► tar ─► sha256 (diff ID) ─► deflate on all cores ─► one gzip member, or one zstd frame ─► sha256 (digest) ─► sink
+//! walk ─► tar ─► sha256 (diff ID) ─► deflate on up to 8 cores ─► one gzip member, or one zstd frame ─► sha256 (digest) ─► sink
 //! ```
 //!
 //! * The same tree gives the same bytes: names sorted, times whole seconds and clamped, no owner names, a fixed gzip header.
@@ -220,7 +220,15 @@ impl Changes {
     }
 }
 
-/// Writes `changes` to `sink`, with one thread per core.
+/// Each thread of a layer has some 3 MiB of blocks, and two layers are written at once: 48 MiB on the largest node.
+const MOST_THREADS: usize = 8;
+
+/// One per processor, up to [`MOST_THREADS`].
+fn threads_for(processors: usize) -> usize {
+    processors.clamp(1, MOST_THREADS)
+}
+
+/// Writes `changes` to `sink`, with one thread per core, up to eight.
 ///
 /// # Errors
 /// See [`LayerError`].
@@ -229,7 +237,7 @@ pub fn write_layer<S: Write + Send>(
     options: LayerOptions,
     sink: S,
 ) -> Result<(LayerDescriptor, S), LayerError> {
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads_for(thread::available_parallelism().map_or(1, usize::from));
     let produce = |out: &mut dyn Write| {
         let mut tar = TarWriter {
             out: Hashing::new(out),

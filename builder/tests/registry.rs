@@ -635,8 +635,39 @@ fn a_layer_that_is_refused_ends_the_upload_of_the_base(program: Program) {
     assert!(big < 2, "{}", built.stderr);
 }
 
+fn no_more_than_two_layers_are_uploaded_at_once(program: Program) {
+    let test = "no_more_than_two_layers_are_uploaded_at_once";
+    let Some((workshop, registry)) = workshop(program, test) else {
+        return;
+    };
+    // all that begin at once have done so before the first is through
+    let proxy = Proxy::start(registry.port(), |request, _| {
+        match request.method.as_str() {
+            "POST" => Action::Late(Duration::from_secs(1)),
+            _ => Action::Forward,
+        }
+    });
+    let steps = (0..7).map(|step| format!("COPY <<a /{step}\n{step}\na\n"));
+    let text = format!("FROM scratch\n{}", steps.collect::<String>());
+    let built = push_of(&workshop, &text, &proxy.host, &["--layers", "step"]).ok();
+    let (mut begun, mut most) = (0_usize, 0);
+    for request in proxy.seen() {
+        match request.method.as_str() {
+            "POST" => begun += 1,
+            "PUT" if request.path.contains("/blobs/") => begun -= 1,
+            _ => {}
+        }
+        most = most.max(begun);
+    }
+    assert_eq!((begun, most), (0, 2), "{}", built.stderr);
+    let image = registry.manifest("org/os", "v1").unwrap();
+    let image: serde_json::Value = serde_json::from_slice(&image).unwrap();
+    assert_eq!(image["layers"].as_array().unwrap().len(), 7);
+}
+
 with_both_registries! {
     a_layer_that_is_refused_ends_the_upload_of_the_base
+    no_more_than_two_layers_are_uploaded_at_once
     a_registry_that_is_away_at_each_kind_of_request_in_turn_only_costs_time
     a_push_survives_harm_to_each_kind_of_request
     an_upload_that_a_restarted_registry_has_forgotten_begins_again

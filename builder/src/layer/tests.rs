@@ -374,3 +374,9 @@ fn a_zstd_layer_holds_the_same_tar_and_is_the_same_with_any_number_of_threads() 
         assert_eq!(Digest::of(&again), descriptor.digest, "{threads} threads");
     }
 }
+
+#[test]
+fn a_large_node_compresses_on_eight_threads() {
+    let threads = [1, 2, 8, 9, 256].map(threads_for);
+    assert_eq!(threads, [1, 2, 8, 8, 8]);
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::attempt::{Done, Note};
@@ -17,11 +17,16 @@ use crate::layer::LayerDescriptor;
 use crate::progress::{Event, Progress, millis};
 use crate::stop::Stop;
 
+/// Layers written and uploaded at once, so that a slow target doesn't make every step's layer take memory: a piece of its upload, its blocks, its threads' buffers. What the others are made of
+/// stays on the disk.
+const LAYERS_AT_ONCE: usize = 2;
+
 type Running = (Position, JoinHandle<Result<LayerDescriptor, BuildError>>);
 
 /// The layers of the image, on their way.
 pub struct Layers {
     running: mpsc::UnboundedSender<Running>,
+    slots: Arc<Semaphore>,
     stop: Arc<Stop>,
     collector: JoinHandle<Result<Vec<Done>, BuildError>>,
 }
@@ -34,21 +39,24 @@ impl Layers {
         let collector = tokio::spawn(collect(earlier, receiver, note));
         Self {
             running,
+            slots: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
             stop,
             collector,
         }
     }
 
-    /// Begins to write and upload what a stage has changed.
+    /// Begins to write and upload what a stage has changed, as soon as its turn comes.
     pub fn start(&self, spec: &BuildSpec, stage: &str, change: Change, progress: &Arc<Progress>) {
         let (target, options, progress) = (spec.push.clone(), spec.layers, Arc::clone(progress));
-        let stage = stage.to_owned();
+        let (stage, slots) = (stage.to_owned(), Arc::clone(&self.slots));
         let Change {
             after,
             changes,
             reader,
         } = change;
         let layer = stopping(Arc::clone(&self.stop), async move {
+            // Never closed.
+            let _slot = slots.acquire_owned().await;
             let began = Instant::now();
             let transfer = progress.transfer(format!("push the layer of stage {stage}"), None);
             let layer = target.push_layer(changes, options, &transfer).await?;
