@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags, Timestamps};
 
-use crate::decompress::LARGEST_WINDOW;
+use crate::decompress::{LARGEST_LAYER_WINDOW, ZstdReader};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify};
 use crate::overlay::XattrPrefix;
@@ -227,13 +227,10 @@ fn unpack_into(
             unpacker.unpack(inflated)?.into_inner().into_inner()
         }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)
-                .map_err(|error| tar(error.into()))?;
-            decoder
-                .window_log_max(LARGEST_WINDOW)
-                .map_err(|error| tar(error.into()))?;
+            let decoder = ZstdReader::new(blob, LARGEST_LAYER_WINDOW);
+            let decoder = decoder.map_err(|error| tar(error.into()))?;
             let inflated = BufReader::with_capacity(256 << 10, decoder);
-            unpacker.unpack(inflated)?.into_inner().finish()
+            unpacker.unpack(inflated)?.into_inner().into_inner()
         }
         [b'B', b'Z', b'h', ..] => {
             return Err(UnpackError::Compression {

@@ -13,7 +13,7 @@ use tar::{Archive, Entry, EntryType};
 
 use super::tree::{Attributes, belongs_to_image, create, failed, make_way, set_xattr};
 use super::{CopyError, CopyRequest, CopySummary};
-use crate::decompress::decompress;
+use crate::decompress::{WindowTooLarge, decompress};
 use crate::root::Root;
 
 /// Unpacks `place` (`source` in its root) below `target`, made if absent. False if it is no archive. A `fresh` target, which this ADD makes, takes the attributes
@@ -36,7 +36,8 @@ pub(super) fn unpack(
     let file = File::open(place).map_err(failed("read", source))?;
     let mut content =
         decompress(BufReader::with_capacity(128 << 10, file)).map_err(failed("read", source))?;
-    let Some(first) = first_block(&mut content) else {
+    let first = first_block(&mut content).map_err(failed("read", source))?;
+    let Some(first) = first else {
         return Ok(false);
     };
     into.create_directories(target, request.owner.unwrap_or((0, 0)))?;
@@ -63,14 +64,25 @@ pub(super) fn unpack(
 }
 
 /// The first header, if it is one: its checksum tells. An archive of nothing but zeros isn't taken for one.
-fn first_block(content: &mut dyn Read) -> Option<Vec<u8>> {
+///
+/// # Errors
+/// If only a larger window of the decoder would tell.
+fn first_block(content: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
     let mut block = Vec::new();
-    // What only begins like a compressed file is an ordinary one.
-    content.take(512).read_to_end(&mut block).ok()?;
-    let bytes: [u8; 512] = block.as_slice().try_into().ok()?;
+    match content.take(512).read_to_end(&mut block) {
+        Ok(_) => Ok(is_header(&block).then_some(block)),
+        Err(error) if WindowTooLarge::is_in(&error) => Err(error),
+        // What only begins like a compressed file is an ordinary one.
+        Err(_) => Ok(None),
+    }
+}
+
+fn is_header(block: &[u8]) -> bool {
+    let Ok(bytes): Result<[u8; 512], _> = block.try_into() else {
+        return false;
+    };
     let mut header = tar::Header::new_old();
     *header.as_mut_bytes() = bytes;
-    let said = header.cksum().ok()?;
     let sum: u32 = bytes
         .iter()
         .enumerate()
@@ -82,7 +94,7 @@ fn first_block(content: &mut dyn Read) -> Option<Vec<u8>> {
             }
         })
         .sum();
-    (said == sum).then_some(block)
+    header.cksum().is_ok_and(|said| said == sum)
 }
 
 fn unpack_entry(
