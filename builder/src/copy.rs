@@ -125,6 +125,16 @@ pub enum CopyError {
         /// What should be.
         new: &'static str,
     },
+    /// An archive that comes to more than a layer of an image may.
+    #[error("{} unpacks to more than {limit} {unit}", Path::new("/").join(path).display())]
+    TooLarge {
+        /// In its root.
+        path: PathBuf,
+        /// How many.
+        limit: u64,
+        /// Of what.
+        unit: &'static str,
+    },
     /// A path in one of the roots.
     #[error(transparent)]
     Root(#[from] RootError),
@@ -143,7 +153,10 @@ pub enum CopyError {
 impl Classify for CopyError {
     fn class(&self) -> Class {
         match self {
-            Self::NotFound { .. } | Self::Pattern(_) | Self::InTheWay { .. } => Class::CONTENT,
+            Self::NotFound { .. }
+            | Self::Pattern(_)
+            | Self::InTheWay { .. }
+            | Self::TooLarge { .. } => Class::CONTENT,
             Self::Root(error) => error.class(),
             // A full disk may be less full elsewhere; anything else is about the files themselves.
             Self::File { source, .. } if is_disk_full(source) => Class::Transient,

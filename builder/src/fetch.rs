@@ -19,6 +19,9 @@ use crate::registry::{Incoming, Registry, RegistryError, Subject};
 /// What BuildKit calls a file whose URL names none.
 const UNNAMED: &str = "__unnamed__";
 
+/// As of a layer's content: far above any file for an operating system, far below a node's disk.
+const LIMIT_BYTES: u64 = 64 << 30;
+
 /// A file that didn't come. URLs are told without user, password and query.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -49,6 +52,14 @@ pub enum FetchError {
         /// Why not.
         source: std::io::Error,
     },
+    /// More than one file may have.
+    #[error("{url} has more than {limit_bytes} bytes")]
+    TooLarge {
+        /// What.
+        url: String,
+        /// The limit.
+        limit_bytes: u64,
+    },
     /// `--checksum`
     #[error("{url} has the digest {got}, but --checksum says {wanted}")]
     Checksum {
@@ -64,7 +75,7 @@ pub enum FetchError {
 impl Classify for FetchError {
     fn class(&self) -> Class {
         match self {
-            Self::Url { .. } | Self::Checksum { .. } => Class::CONTENT,
+            Self::Url { .. } | Self::TooLarge { .. } | Self::Checksum { .. } => Class::CONTENT,
             Self::Refused { status, .. } => match status.as_u16() {
                 408 | 425 | 429 | 500 | 502 | 503 | 504 => Class::Transient,
                 _ => Class::CONTENT,
@@ -78,7 +89,7 @@ impl Classify for FetchError {
 /// Fetches `url` to the new file `path`.
 ///
 /// # Errors
-/// User: no such file, or another one than `checksum` says. Transient: the network, the disk.
+/// User: no such file, one larger than 64 GiB, or another one than `checksum` says. Transient: the network, the disk.
 pub async fn fetch(
     registry: &Registry,
     url: &str,
@@ -91,7 +102,7 @@ pub async fn fetch(
     })?;
     let mut trying = registry.trying();
     let time = loop {
-        let error = match fetch_once(registry, &parsed, path, checksum).await {
+        let error = match fetch_once(registry, &parsed, path, checksum, LIMIT_BYTES).await {
             Ok(time) => break time,
             Err(error) => error,
         };
@@ -118,6 +129,7 @@ async fn fetch_once(
     url: &Url,
     path: &Path,
     checksum: Option<Digest>,
+    limit_bytes: u64,
 ) -> Result<i64, FetchError> {
     let told = told(url);
     let subject = Subject {
@@ -140,9 +152,23 @@ async fn fetch_once(
     let time = modified
         .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok())
         .map_or(0, |date| date.timestamp().as_second());
+    let too_large = || FetchError::TooLarge {
+        url: told.clone(),
+        limit_bytes,
+    };
+    if response
+        .content_length()
+        .is_some_and(|length| length > limit_bytes)
+    {
+        return Err(too_large());
+    }
+    let mut left_bytes = limit_bytes;
     let mut file = Hashing::new(std::fs::File::create(path).map_err(write)?);
     let mut body = Incoming::of(response, registry.idle_timeout());
     while let Some(part) = body.next(subject).await? {
+        left_bytes = left_bytes
+            .checked_sub(part.len() as u64)
+            .ok_or_else(too_large)?;
         file.write_all(&part).map_err(write)?;
     }
     let (_, got, _) = file.finish();
@@ -210,6 +236,58 @@ mod tests {
                 (file_name(&url).as_str(), told(&url).as_str()),
                 (name, shown)
             );
+        }
+    }
+
+    /// A server that gives each request this answer.
+    fn server(answer: &'static str) -> Url {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/file", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            use std::io::{BufRead as _, BufReader};
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let lines = BufReader::new(&client).lines();
+                // a client that has gone away is the next one's business
+                let _head = lines
+                    .take_while(|line| line.as_ref().is_ok_and(|l| !l.is_empty()))
+                    .count();
+                let _sent = (&client).write_all(answer.as_bytes());
+            }
+        });
+        Url::parse(&url).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_file_larger_than_its_limit_is_refused_whether_its_size_is_told_before_or_not() {
+        let registry = Registry::new(crate::registry::Options::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for (answer, limit_bytes, is_refused) in [
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 68719476737\r\n\r\nx",
+                LIMIT_BYTES,
+                true,
+            ),
+            ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n12345", 4, true),
+            (
+                "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n12345",
+                5,
+                false,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n12345",
+                5,
+                false,
+            ),
+        ] {
+            let url = server(answer);
+            let fetched = fetch_once(&registry, &url, &path, None, limit_bytes).await;
+            match fetched {
+                Ok(_) if !is_refused => assert_eq!(std::fs::read(&path).unwrap(), b"12345"),
+                Err(FetchError::TooLarge { .. }) if is_refused => {}
+                other => panic!("{answer:?}: {other:?}"),
+            }
         }
     }
 }

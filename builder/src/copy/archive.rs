@@ -1,7 +1,8 @@
 //! Is a file that ADD takes a tar archive, and what comes out of it?
 //!
-//! Names and links inside the archive lead nowhere outside the destination directory.
+//! Names and links inside the archive lead nowhere outside the destination directory, and it may come to no more than a layer of an image may.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -15,6 +16,10 @@ use super::tree::{Attributes, belongs_to_image, create, failed, make_way, set_xa
 use super::{CopyError, CopyRequest, CopySummary};
 use crate::decompress::{WindowTooLarge, decompress};
 use crate::root::Root;
+use crate::unpack::{DEFAULT_LIMITS, Limits};
+
+/// Headers, PAX records and long names of one entry together, which are held in memory; Linux takes at most 64 KiB of extended attributes and 4 KiB of path per file.
+const HEADERS_LIMIT_BYTES: u64 = 1 << 20;
 
 /// Unpacks `place` (`source` in its root) below `target`, made if absent. False if it is no archive. A `fresh` target, which this ADD makes, takes the attributes
 /// that the archive has for its root; another one keeps its own.
@@ -42,11 +47,25 @@ pub(super) fn unpack(
     };
     into.create_directories(target, request.owner.unwrap_or((0, 0)))?;
     let inside = Root::open(&into.path().join(target))?;
-    let mut archive = Archive::new(io::Cursor::new(first).chain(content));
+    let left_bytes = Cell::new(HEADERS_LIMIT_BYTES);
+    let mut archive = Archive::new(Bounded {
+        inner: io::Cursor::new(first).chain(content),
+        left_bytes: &left_bytes,
+    });
     let mut directories = BTreeMap::new();
+    let mut total = Total::default();
     let entries = archive.entries().map_err(failed("unpack", source))?;
     for entry in entries {
         let entry = entry.map_err(failed("unpack", source))?;
+        total
+            .add(entry.size(), DEFAULT_LIMITS)
+            .map_err(|(limit, unit)| CopyError::TooLarge {
+                path: source.to_owned(),
+                limit,
+                unit,
+            })?;
+        let stored_bytes = stored_bytes(&entry).map_err(failed("unpack", source))?;
+        left_bytes.set(stored_bytes.saturating_add(HEADERS_LIMIT_BYTES));
         if fresh && is_root(&entry).map_err(failed("unpack", source))? {
             let attributes = attributes(request, &entry).map_err(failed("unpack", source))?;
             directories.insert(PathBuf::new(), attributes);
@@ -61,6 +80,58 @@ pub(super) fn unpack(
             .map_err(failed("set the attributes of", &path))?;
     }
     Ok(true)
+}
+
+/// What an archive comes to so far.
+#[derive(Default)]
+struct Total {
+    bytes: u64,
+    entries: u64,
+}
+
+impl Total {
+    /// With another entry; the limit that is exceeded, if one is.
+    fn add(&mut self, size_bytes: u64, limits: Limits) -> Result<(), (u64, &'static str)> {
+        self.bytes = self.bytes.saturating_add(size_bytes);
+        self.entries += 1;
+        if self.bytes > limits.bytes {
+            Err((limits.bytes, "bytes"))
+        } else if self.entries > limits.entries {
+            Err((limits.entries, "entries"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A stream of which only so much is read as the current entry and the next one's headers may have.
+struct Bounded<'a, R> {
+    inner: R,
+    left_bytes: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.left_bytes.get();
+        let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        if wanted == 0 && !buffer.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the headers of an entry are larger than 1 MiB",
+            ));
+        }
+        let read = self.inner.read(&mut buffer[..wanted])?;
+        self.left_bytes.set(left - read as u64);
+        Ok(read)
+    }
+}
+
+/// What follows the header in the archive; a sparse file's size counts its holes, too.
+fn stored_bytes(entry: &Entry<'_, impl Read>) -> io::Result<u64> {
+    match entry.header().entry_type() {
+        EntryType::GNUSparse => entry.header().entry_size(),
+        _ => Ok(entry.size()),
+    }
 }
 
 /// The first header, if it is one: its checksum tells. An archive of nothing but zeros isn't taken for one.
@@ -246,4 +317,27 @@ fn image_xattrs(entry: &mut Entry<'_, impl Read>) -> io::Result<Vec<(Vec<u8>, Ve
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_comes_to_no_more_than_its_limits() {
+        let limits = Limits {
+            bytes: 10,
+            entries: 3,
+        };
+        for (sizes, exceeded) in [
+            (&[5, 5, 0][..], None),
+            (&[5, 6], Some((10, "bytes"))),
+            (&[1, u64::MAX], Some((10, "bytes"))),
+            (&[0, 0, 0, 0], Some((3, "entries"))),
+        ] {
+            let mut total = Total::default();
+            let mut added = sizes.iter().map(|size| total.add(*size, limits));
+            assert_eq!(added.find_map(Result::err), exceeded, "{sizes:?}");
+        }
+    }
 }

@@ -459,3 +459,60 @@ fn add_copies_what_is_no_archive_even_if_it_begins_like_one() {
         assert_eq!(fs::read(roots.into.path().join("x")).unwrap(), start);
     }
 }
+
+#[test]
+fn add_of_an_archive_that_would_fill_memory_or_disk_is_refused_with_the_limit() {
+    use std::io::Write;
+    let header = |kind: tar::EntryType, size_bytes: u64| {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("name").unwrap();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(size_bytes);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    };
+    let records = |length: usize| {
+        let value = "x".repeat(length - "1000000 comment=\n".len());
+        let mut records = header(tar::EntryType::XHeader, length as u64);
+        writeln!(records, "{length:07} comment={value}").unwrap();
+        records.resize(records.len().next_multiple_of(512), 0);
+        records.extend(header(tar::EntryType::Regular, 0));
+        records
+    };
+    let mut window = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    window.window_log(28).unwrap();
+    window.write_all(&archive()).unwrap();
+    window.flush().unwrap();
+    for (content, told) in [
+        (records(1_000_000), None),
+        (
+            records(1_100_000),
+            Some("unpack /archive: the headers of an entry are larger than 1 MiB"),
+        ),
+        (
+            header(tar::EntryType::Regular, (64 << 30) + 1),
+            Some("/archive unpacks to more than 68719476736 bytes"),
+        ),
+        (
+            window.finish().unwrap(),
+            Some(
+                "read /archive: it is compressed with a window of more than 128 MiB, the most that is taken here",
+            ),
+        ),
+    ] {
+        let Some(roots) = roots() else { return };
+        fs::write(roots.from.path().join("archive"), content).unwrap();
+        let mut request = request(&["archive"], "/x");
+        request.unpack = true;
+        let copied = copy(&request, &roots.from, None, &roots.into);
+        let error = copied.err().map(|error| {
+            assert_eq!(error.class(), Class::CONTENT);
+            crate::error::chain(&error).to_string()
+        });
+        assert_eq!(error.as_deref(), told);
+    }
+}

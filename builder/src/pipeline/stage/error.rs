@@ -143,7 +143,9 @@ impl StepError {
             Self::Root(_) => true,
             Self::Copy(error) => match error {
                 CopyError::Root(_) | CopyError::File { .. } | CopyError::InTheWay { .. } => true,
-                CopyError::NotFound { .. } | CopyError::Pattern(_) => false,
+                CopyError::NotFound { .. } | CopyError::Pattern(_) | CopyError::TooLarge { .. } => {
+                    false
+                }
             },
             _ => false,
         }
