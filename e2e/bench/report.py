@@ -15,11 +15,13 @@ def records(section, measured, units):
             }  # fmt: skip
 
 
-def write(path, section, fresh):
-    """Replaces the section in the report; the others stay."""
+def write(path, fresh):
+    """Replaces what was measured anew; the rest stays."""
+    job = lambda record: (record["section"], record["workload"], record["subject"])
+    anew = {job(record) for record in fresh}
     old = json.loads(path.read_text()) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([record for record in old if record["section"] != section] + fresh, indent=1) + "\n")
+    path.write_text(json.dumps([record for record in old if job(record) not in anew] + fresh, indent=1) + "\n")
 
 
 def table(fresh):
