@@ -9,6 +9,9 @@ def records(section, measured, units):
     for (workload, subject), runs in measured.items():
         for metric in METRICS:
             values = [figures[metric] for figures in runs]
+            # plain tools have no builder whose memory could be told
+            if metric == "rss" and not any(values):
+                continue
             yield {
                 "section": section, "workload": workload, "subject": subject, "metric": metric, "unit": units[metric],
                 "median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3), "runs": len(values),
@@ -33,6 +36,9 @@ def table(fresh):
     for workload, subject in dict.fromkeys((r["workload"], r["subject"]) for r in fresh):
         cells = []
         for metric in METRICS:
+            if (workload, subject, metric) not in found:
+                cells.append("–")
+                continue
             figure, ours = found[workload, subject, metric]["median"], found.get((workload, "strata", metric))
             ratio = f" ({figure / ours['median']:.1f}×)" if subject != "strata" and ours and ours["median"] > 0 and metric in ("wall", "cpu", "disk") else ""
             cells.append(f"{figure:.2f}{ratio}" if metric in ("wall", "cpu") else f"{figure:.0f}{ratio}")
