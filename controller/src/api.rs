@@ -105,8 +105,12 @@ pub mod annotation {
     pub const NODE_CURRENT_IMAGE: &str = "machineconfiguration.openshift.io/currentImage";
     /// On a Node: image it shall run.
     pub const NODE_DESIRED_IMAGE: &str = "machineconfiguration.openshift.io/desiredImage";
-    /// On a MachineOSBuild: key over everything that enters the image.
+    /// On a MachineOSBuild: key over everything that makes its image another one.
     pub const CONTENT_KEY: &str = "strata.image-mode.dev/content-key";
+    /// On a MachineOSBuild: image of an earlier one, by digest, that it takes instead of being built. As long as it hasn't ended, nobody deletes that image.
+    pub const REUSED_IMAGE: &str = "strata.image-mode.dev/reused-image";
+    /// On a MachineOSBuild that somebody asked to be built again: it takes no image of an earlier one. On its MachineOSConfig from the moment at which the asking annotation goes until that build is there.
+    pub const BUILD_ANEW: &str = "strata.image-mode.dev/build-anew";
     /// On a MachineOSBuild that was interrupted for a newer one: that one's name. If it is wanted again, it is built again.
     pub const SUPERSEDED_BY: &str = "strata.image-mode.dev/superseded-by";
     /// On a MachineOSBuild: the tier that its builder ran in.

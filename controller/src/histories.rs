@@ -13,6 +13,7 @@
 //! | settles | at rest: every config has its image or the reason why not, nothing is being deleted |
 //! | crash-safe | a pass may be dropped before each of its requests |
 //! | at most one live build | at rest no build is live |
+//! | one build for one content | at each start of a build |
 //! | never deletes an image in use | at each deletion of a manifest |
 //! | terminal is terminal | at each write of a build's status |
 //! | guarded | at each request with an effect outside |

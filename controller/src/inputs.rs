@@ -1,8 +1,11 @@
 //! What decides an image's bytes, under which name is it built, and when is it the same image again?
 //!
 //! [`build_name`] is the incumbent's name, bit for bit, so that builds survive a takeover. [`ContentKey`] is
-//! ours: a digest over everything that enters the image, and over nothing else.
+//! ours: builds with the same key make images that nodes may use in each other's place. Name and Ignition of the
+//! rendered MachineConfig are not in it, nor its kernel arguments: an image has the files of the MachineConfig that it was
+//! built for, and the machine config daemon brings a node's files up to the one that its pool wants.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use kube::ResourceExt as _;
@@ -30,7 +33,7 @@ const SALT: [u8; 80] = [
 ];
 
 /// Layout of the document that a content key is made over.
-const CONTENT_KEY_VERSION: u32 = 1;
+const CONTENT_KEY_VERSION: u32 = 2;
 
 /// A label value has at most 63 characters; the names of the Job and of the rendered MachineConfig are ones.
 const LABEL_LIMIT: usize = 63;
@@ -53,7 +56,7 @@ impl fmt::Display for BuildName {
     }
 }
 
-/// `v1:<64 hex digits>` over all that enters an image.
+/// `v2:<64 hex digits>` over all that makes an image another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ContentKey(String);
 
@@ -62,6 +65,13 @@ impl ContentKey {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The key in an annotation; none if it was made over another layout.
+    #[must_use]
+    pub fn of_annotation(value: &str) -> Option<Self> {
+        let ours = format!("v{CONTENT_KEY_VERSION}:");
+        value.starts_with(&ours).then(|| Self(value.to_owned()))
     }
 }
 
@@ -294,32 +304,29 @@ impl BuildInputs {
         })
     }
 
-    /// The key under which this image is found again. `containerfile` is the rendered one.
+    /// The key under which this image is found again.
     #[must_use]
-    pub fn content_key(&self, containerfile: &str) -> ContentKey {
+    pub fn content_key(&self) -> ContentKey {
         let spec = &self.machine_config.spec;
-        let arch = self
-            .containerfile
-            .as_ref()
-            .map(|file| file.containerfile_arch);
+        let file = self.containerfile.as_ref();
+        let arch = file.map(|file| file.containerfile_arch).unwrap_or_default();
+        // packages, whose order and number don't matter
+        let extensions: BTreeSet<_> = spec.extensions.iter().flatten().collect();
         // Keys are sorted and the writer has no freedom, so equal inputs give equal bytes.
         let document = json!({
             "version": CONTENT_KEY_VERSION,
+            "pool": self.pool,
             "base": self.base_image.to_string(),
             "extensionsImage": self.extensions_image.as_ref().map(ToString::to_string),
-            "machineConfig": {
-                "name": self.machine_config.name_any(),
-                "config": spec.config,
-                "extensions": spec.extensions,
-                "kernelType": spec.kernel_type,
-                "other": spec.other,
-            },
-            "containerfile": containerfile,
-            "architecture": arch.unwrap_or_default().as_str(),
+            "extensions": extensions,
+            "kernelType": spec.kernel_type(),
+            "containerfile": file.map(|file| file.content.as_str()).unwrap_or_default(),
+            "architecture": arch.node_label(),
             "trustBundle": self.trust_bundle,
             "entitlement": self.optional.entitlement,
             "yumRepos": self.optional.yum_repos,
             "rpmGpg": self.optional.rpm_gpg,
+            "repository": self.push.repository.to_string(),
         });
         let digest = Sha256::digest(canonical(&document).to_string());
         ContentKey(format!("v{CONTENT_KEY_VERSION}:{}", hex::encode(digest)))

@@ -44,6 +44,7 @@ pub mod plan;
 pub mod pool;
 pub mod registries;
 pub mod render;
+pub mod reuse;
 pub mod run;
 pub mod secrets;
 pub mod settings;

@@ -261,10 +261,10 @@ fn extension_packages(machine_config: &MachineConfig) -> Result<String, RenderEr
 /// The packages of the kernel to swap to; empty for the one that the base image has.
 fn kernel_packages(inputs: &BuildInputs) -> Result<&'static str, RenderError> {
     let machine_config = || inputs.machine_config.name_any();
-    match inputs.machine_config.spec.kernel_type.as_deref() {
-        None | Some("" | "default") => Ok(""),
-        Some("realtime") => Ok(KERNEL_REALTIME),
-        Some("64k-pages") => {
+    match inputs.machine_config.spec.kernel_type() {
+        "default" => Ok(""),
+        "realtime" => Ok(KERNEL_REALTIME),
+        "64k-pages" => {
             let arch = inputs
                 .containerfile
                 .as_ref()
@@ -279,7 +279,7 @@ fn kernel_packages(inputs: &BuildInputs) -> Result<&'static str, RenderError> {
                 }),
             }
         }
-        Some(other) => Err(RenderError::KernelType {
+        other => Err(RenderError::KernelType {
             machine_config: machine_config(),
             kernel_type: other.to_owned(),
         }),

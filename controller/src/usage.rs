@@ -11,6 +11,7 @@ use kube::core::PartialObjectMeta;
 use strata_builder::digest::Digest;
 
 use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
+use crate::phase::Phase;
 
 /// Who needs an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,9 +74,13 @@ impl Users {
         }
         let build = self.os_builds.iter().find(|build| {
             let status = build.status.as_ref();
+            // one that is about to say that it takes this image instead of being built
+            let claimed = build.annotations().get(annotation::REUSED_IMAGE);
+            let claimed = claimed.filter(|_| !Phase::of_build(build).is_terminal());
             build.metadata.deletion_timestamp.is_none()
                 && build.metadata.uid.as_deref() != asking
-                && names(status.and_then(|status| status.digested_image_push_spec.as_deref()))
+                && (names(status.and_then(|status| status.digested_image_push_spec.as_deref()))
+                    || names(claimed.map(String::as_str)))
         });
         build.map(|build| Use::Build(build.name_any()))
     }
@@ -133,8 +138,28 @@ mod tests {
             os_configs: vec![config.clone()],
             ..Users::default()
         };
+        let claim = |mut os_build: MachineOSBuild| {
+            os_build
+                .annotations_mut()
+                .insert(annotation::REUSED_IMAGE.to_owned(), IMAGE.to_owned());
+            os_build
+        };
+        let mut ended = os_build.clone();
+        let other = IMAGE.replace("220a", "330b");
+        ended
+            .status
+            .get_or_insert_default()
+            .digested_image_push_spec = Some(other);
         let builds = Users {
             os_builds: vec![os_build],
+            ..Users::default()
+        };
+        let claimed = Users {
+            os_builds: vec![claim(fixtures::os_build())],
+            ..Users::default()
+        };
+        let no_longer_claimed = Users {
+            os_builds: vec![claim(ended)],
             ..Users::default()
         };
         let on_node = Some(Use::Node("node1".to_owned()));
@@ -165,6 +190,12 @@ mod tests {
                 Some(Use::Build(builds.os_builds[0].name_any())),
             ),
             (builds.clone(), Some("build-uid"), None),
+            (
+                claimed.clone(),
+                None,
+                Some(Use::Build(claimed.os_builds[0].name_any())),
+            ),
+            (no_longer_claimed, None, None),
             (Users::default(), None, None),
         ] {
             assert_eq!(users.of(digest(), asking), wanted);

@@ -260,6 +260,15 @@ pub struct MachineConfigSpec {
     pub other: BTreeMap<String, Value>,
 }
 
+impl MachineConfigSpec {
+    /// The kernel; empty and absent are `default`.
+    #[must_use]
+    pub fn kernel_type(&self) -> &str {
+        let named = self.kernel_type.as_deref().filter(|name| !name.is_empty());
+        named.unwrap_or("default")
+    }
+}
+
 /// Settings of the whole cluster.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(

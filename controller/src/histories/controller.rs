@@ -409,6 +409,7 @@ impl World {
                 self.registry.excuse(&root.uid);
             }
             "invalid" => self.blamed.extend([root.uid.clone()]),
+            "start" => self.unmade(&root.name),
             _ => {}
         }
     }

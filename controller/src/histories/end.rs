@@ -95,10 +95,17 @@ impl World {
                 });
             }
         }
-        for (name, uid, causes) in self.rebuilds.clone() {
-            if self.causes.get(name.as_str()) == Some(&causes) && self.os_builds.has_uid(&uid) {
+        for (name, uid, image, causes) in self.rebuilds.clone() {
+            if self.causes.get(name.as_str()) != Some(&causes) {
+                continue;
+            }
+            let status = self.os_configs.get(&name).map(|one| one.status.clone());
+            let now = status.flatten().unwrap_or_default();
+            let is_ready = is_true(now.conditions.as_deref().unwrap_or_default(), "Ready");
+            let is_same = is_ready && image.is_some() && now.current_image_pull_spec == image;
+            if is_same || self.os_builds.has_uid(&uid) {
                 self.breaks("a rebuild is made", || {
-                    format!("{name} still has build {uid}")
+                    format!("{name} still has build {uid} or its image")
                 });
             }
         }

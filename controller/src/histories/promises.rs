@@ -9,8 +9,9 @@ use super::controller::{Key, Pass, Root};
 use super::table::is_owned;
 use super::world::World;
 use crate::api::machine_os_build::MachineOSBuildStatus;
-use crate::api::{CLEANUP_FINALIZER, annotation};
+use crate::api::{CLEANUP_FINALIZER, MachineOSBuild, annotation};
 use crate::plan::Target;
+use crate::wanted::wanted;
 
 impl World {
     /// A pass that has effects outside holds its object.
@@ -57,6 +58,53 @@ impl World {
         if let Some(user) = user {
             self.breaks("never deletes an image in use", || {
                 format!("{digest}, which {user} names")
+            });
+        }
+    }
+
+    /// A build that is about to get a Job makes something that no image is of: another build of its config with the same
+    /// base image, spec and pool has none that the registry serves. Unless somebody asked for it.
+    pub(super) fn unmade(&mut self, name: &str) {
+        let Some(os_build) = self.os_builds.get(name) else {
+            return;
+        };
+        let anew = os_build.annotations().contains_key(annotation::BUILD_ANEW);
+        let Some(os_config) = self.os_configs.get(&os_build.spec.machine_os_config.name) else {
+            return;
+        };
+        let base = |one: &MachineOSBuild| {
+            let machine_config = self.machine_configs.get(&one.spec.machine_config.name)?;
+            machine_config.spec.os_image_url.clone()
+        };
+        // the name of the build that today's spec would have given on the other's MachineConfig
+        let of_this_spec = |one: &MachineOSBuild| {
+            let mut pool = self.pools.get(&os_config.name_any())?.clone();
+            let configuration = pool.spec.configuration.as_mut()?;
+            configuration.reference.name = Some(one.spec.machine_config.name.clone());
+            let machine_config = self.machine_configs.get(&one.spec.machine_config.name)?;
+            let wanted = wanted(os_config, Some(&pool), Some(machine_config));
+            Some(wanted.name()? == one.name_any())
+        };
+        let made = self.os_builds.all().find(|one| {
+            let status = one.status.clone().unwrap_or_default();
+            let image = status.digested_image_push_spec.as_deref();
+            let digest = image.and_then(|image| image.rsplit_once('@')?.1.parse().ok());
+            one.uid() != os_build.uid()
+                && one.metadata.deletion_timestamp.is_none()
+                && is_owned(
+                    &one.metadata,
+                    os_config.uid().as_deref().unwrap_or_default(),
+                )
+                && base(one) == base(os_build)
+                && digest.is_some_and(|digest| self.registry.serves(digest, self.clock.now))
+                && of_this_spec(one) == Some(true)
+        });
+        if let Some(made) = made.map(kube::ResourceExt::name_any)
+            && !anew
+        {
+            let name = name.to_owned();
+            self.breaks("one build for one content", || {
+                format!("{name} gets a Job for what {made} has made")
             });
         }
     }

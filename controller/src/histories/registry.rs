@@ -76,6 +76,12 @@ impl Registry {
         }
     }
 
+    /// Whether it gives this image to whoever asks.
+    pub(super) fn serves(&self, digest: Digest, now: Timestamp) -> bool {
+        let image = self.images.get(&digest);
+        !self.is_down && image.is_some_and(|image| image.served_from <= now)
+    }
+
     /// Whether there are images of this build that it doesn't serve yet.
     pub(super) fn hides(&self, build_uid: &str, now: Timestamp) -> bool {
         let mut its = self

@@ -37,8 +37,10 @@ use crate::wanted::{Wanted, wanted};
 
 /// Names of the configs, each with a pool and a node of its name.
 pub(super) const CONFIGS: [&str; 2] = ["infra", "worker"];
-/// How many good Containerfiles a config may have, and how many MachineConfigs of a pool there are; one more is bad.
+/// How many good Containerfiles a config may have; one more is bad.
 const GOOD: u8 = 2;
+/// How many MachineConfigs of a pool there are: the first two on the same base image, the third on another; one more is missing.
+const RENDERED: u8 = 3;
 const PUSH_SECRET: &str = "push";
 /// An image that was never built here.
 const SEED: &str = "registry.example.com/org/seed@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
@@ -76,8 +78,8 @@ pub(super) struct World {
     pub(super) created: BTreeMap<String, u32>,
     /// Which rules of the plans were used: of which plan, and the name.
     pub(super) rules: BTreeSet<(&'static str, &'static str)>,
-    /// Rebuilds that were asked for: config, build that it had, causes there were then.
-    pub(super) rebuilds: Vec<(String, String, u32)>,
+    /// Rebuilds that were asked for: config, build that it had and its image, causes there were then.
+    pub(super) rebuilds: Vec<(String, String, Option<String>, u32)>,
     /// The first rule of this world that was broken.
     pub(super) broken_rule: Option<String>,
     /// What happened, for a reader.
@@ -91,7 +93,7 @@ impl World {
         let mut machine_configs = Table::new(Clone::clone, ungrouped);
         let mut nodes = Table::new(metadata, ungrouped);
         for name in CONFIGS {
-            for variant in 0..GOOD {
+            for variant in 0..RENDERED {
                 machine_configs.create(&mut clock, machine_config(name, variant));
             }
             pools.create(&mut clock, pool(name));
@@ -212,9 +214,13 @@ impl World {
     pub(super) fn mend(&mut self) {
         for (n, name) in (0..).zip(CONFIGS) {
             self.degrade(n, false);
-            if self.machine_configs.get(&rendered(name, GOOD)).is_none() {
+            if self
+                .machine_configs
+                .get(&rendered(name, RENDERED))
+                .is_none()
+            {
                 self.machine_configs
-                    .create(&mut self.clock, machine_config(name, GOOD));
+                    .create(&mut self.clock, machine_config(name, RENDERED));
             }
         }
         for n in 0..2 {
@@ -240,9 +246,12 @@ impl World {
             .as_ref()
             .and_then(Wanted::name)
             .and_then(|name| self.os_builds.get(name));
-        if let Some(uid) = build.and_then(kube::ResourceExt::uid) {
+        if let Some(build) = build {
+            let status = build.status.as_ref();
+            let image = status.and_then(|status| status.digested_image_push_spec.clone());
+            let uid = build.uid().unwrap_or_default();
             let causes = self.causes[name.as_str()];
-            self.rebuilds.push((name.clone(), uid, causes));
+            self.rebuilds.push((name.clone(), uid, image, causes));
         }
         self.note(|| format!("config {name} is to be built again"));
     }
@@ -347,7 +356,7 @@ impl World {
 
     pub(super) fn move_pool(&mut self, n: u8) {
         let name = CONFIGS[usize::from(n) % CONFIGS.len()];
-        let variant = n / 2 % (GOOD + 1);
+        let variant = n / 2 % (RENDERED + 1);
         self.pools.change(&mut self.clock, name, |pool| {
             pool.spec.configuration = configuration(name, variant);
         });
@@ -468,6 +477,10 @@ fn rendered(pool: &str, variant: u8) -> String {
 fn machine_config(pool: &str, variant: u8) -> MachineConfig {
     let mut machine_config = fixtures::machine_config();
     machine_config.metadata.name = Some(rendered(pool, variant));
+    if variant == 2 {
+        let base = machine_config.spec.os_image_url.as_mut();
+        base.unwrap().insert_str(0, "mirror.");
+    }
     machine_config
 }
 

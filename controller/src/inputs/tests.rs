@@ -171,35 +171,92 @@ fn the_image_is_pushed_under_the_builds_name() {
 }
 
 #[test]
-fn the_content_key_changes_with_what_enters_the_image_and_with_nothing_else() {
+fn the_content_key_changes_with_what_makes_another_image_and_with_nothing_else() {
     type Change = fn(&mut BuildInputs);
     let inputs = fixtures::inputs();
-    let key = inputs.content_key("FROM x\n");
+    let key = inputs.content_key();
     // An accidental change would rebuild every image there is.
     assert_eq!(
         key.as_str(),
-        "v1:46ffc60cad36c18c5e7ae88b4d50bed01a380eec33e4ca76c7413c696ead5684"
+        "v2:2ad208aaf2d3890671cbca6df8001c6793b59651c28f3ed2e18a36c3ce80a71d"
     );
-    assert_ne!(key, inputs.content_key("FROM y\n"));
-    let entering: [Change; 4] = [
-        |inputs| inputs.trust_bundle = Some("Zm9v".to_owned()),
-        |inputs| inputs.optional.entitlement = true,
-        |inputs| inputs.machine_config.spec.kernel_type = Some("realtime".to_owned()),
-        |inputs| inputs.base_image = "quay.io/a/b:c".parse().unwrap(),
-    ];
-    for change in entering {
+    let spec = |inputs: &mut BuildInputs, change: Value| {
+        let mut spec = serde_json::to_value(&inputs.machine_config.spec).unwrap();
+        let fields = spec.as_object_mut().unwrap();
+        fields.extend(change.as_object().unwrap().clone());
+        inputs.machine_config.spec = serde_json::from_value(spec).unwrap();
+    };
+    let file = |content: &str, containerfile_arch| {
+        Some(OsContainerfile {
+            containerfile_arch,
+            content: content.to_owned(),
+        })
+    };
+    let changed = |change: &dyn Fn(&mut BuildInputs)| {
         let mut changed = inputs.clone();
         change(&mut changed);
-        assert_ne!(changed.content_key("FROM x\n"), key);
-    }
-    let outside: [Change; 3] = [
-        |inputs| inputs.push_secret = "other".to_owned(),
+        changed.content_key()
+    };
+    let entering: [Change; 9] = [
+        |inputs| inputs.trust_bundle = Some("Zm9v".to_owned()),
+        |inputs| inputs.optional.entitlement = true,
+        |inputs| inputs.optional.yum_repos = true,
+        |inputs| inputs.optional.rpm_gpg = true,
+        |inputs| inputs.base_image = "quay.io/a/b:c".parse().unwrap(),
+        |inputs| inputs.extensions_image = Some("quay.io/a/b:c".parse().unwrap()),
         |inputs| inputs.push = "quay.io/a/b:c".parse().unwrap(),
+        |inputs| inputs.pool = "infra".to_owned(),
+        |inputs| inputs.containerfile = Some(fixtures::containerfile(ContainerfileArch::NoArch)),
+    ];
+    let mut keys: Vec<_> = entering.iter().map(|change| changed(change)).collect();
+    keys.push(changed(&|one| spec(one, json!({"kernelType": "realtime"}))));
+    keys.push(changed(&|one| {
+        spec(one, json!({"extensions": ["usbguard"]}))
+    }));
+    keys.push(changed(&|one| {
+        one.containerfile = file("", ContainerfileArch::Arm64);
+    }));
+    keys.push(key.clone());
+    let different: std::collections::HashSet<_> = keys.iter().collect();
+    assert_eq!(different.len(), keys.len(), "{keys:?}");
+
+    let outside: [Change; 5] = [
+        |inputs| inputs.push_secret = "other".to_owned(),
+        |inputs| inputs.pull_secret = Some("other".to_owned()),
+        |inputs| inputs.push = inputs.push.repository.tagged("other"),
+        |inputs| inputs.machine_config.metadata.name = Some("rendered-worker-1".to_owned()),
         |inputs| inputs.proxy.http_proxy = Some("http://p".to_owned()),
     ];
     for change in outside {
-        let mut changed = inputs.clone();
-        change(&mut changed);
-        assert_eq!(changed.content_key("FROM x\n"), key);
+        assert_eq!(changed(&change), key);
+    }
+    for same in [
+        json!({"kernelType": ""}),
+        json!({"kernelType": "default"}),
+        json!({"kernelType": null}),
+        json!({"extensions": null}),
+        json!({"extensions": []}),
+        json!({"kernelArguments": ["quiet"]}),
+        json!({"fips": true}),
+        json!({"config": {"ignition": {"version": "3.5.0"}, "passwd": {}}}),
+    ] {
+        assert_eq!(changed(&|one| spec(one, same.clone())), key, "{same}");
+    }
+    let twice = |list: Value| changed(&|one| spec(one, json!({"extensions": list})));
+    assert_eq!(
+        twice(json!(["usbguard", "sysstat"])),
+        twice(json!(["sysstat", "usbguard", "sysstat"]))
+    );
+    for arch in [ContainerfileArch::NoArch, ContainerfileArch::OURS] {
+        assert_eq!(changed(&|one| one.containerfile = file("", arch)), key);
+    }
+}
+
+#[test]
+fn a_key_over_another_layout_is_none() {
+    let key = fixtures::inputs().content_key();
+    assert_eq!(ContentKey::of_annotation(key.as_str()), Some(key));
+    for other in ["", "v1:00", "junk"] {
+        assert_eq!(ContentKey::of_annotation(other), None);
     }
 }

@@ -21,9 +21,9 @@ use crate::os_config::controls;
 use crate::phase::Phase;
 use crate::plan::Target;
 use crate::registries::Answer;
+use crate::reuse::is_pre_built;
 use crate::trial;
 use crate::usage::Use;
-use crate::wanted::degraded;
 
 /// A MachineOSBuild and all that its plan depends on.
 #[derive(Clone, Debug)]
@@ -119,10 +119,7 @@ pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option
         && let Some(pool) = &pool
         && !os_build.labels().contains_key(label::PRE_BUILT_IMAGE)
     {
-        observed.preparation = match degraded(pool) {
-            Some(why) => Preparation::Blocked(why),
-            None => prepare(live, &os_build, &os_config, pool).await?,
-        };
+        observed.preparation = prepare(live, &os_build, &os_config, pool).await?;
     }
     observed.image = image_of(live, &observed).await;
     Ok(Some(observed))
@@ -236,7 +233,7 @@ async fn job(live: &impl Live, os_build: &MachineOSBuild) -> Result<JobState, Er
 /// The image that goes with a build: of its status, or what its tag names when it was stopped before it could say.
 async fn image_to_delete(live: &impl Live, os_build: &MachineOSBuild) -> Answer {
     // it is not ours, whoever pushed it
-    if os_build.labels().contains_key(label::PRE_BUILT_IMAGE) {
+    if is_pre_built(os_build) {
         return Answer::NotAsked;
     }
     let status = os_build.status.as_ref();

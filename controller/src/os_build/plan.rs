@@ -18,7 +18,10 @@
 //! | superseded | the config wants another build | DeleteJob, Annotate, SetBuildStatus | Interrupted |
 //! | seeded | stands for a pre-built image | SetBuildStatus | Succeeded |
 //! | invalid | what it is made from can't be built | SetBuildStatus, Tell | Failed |
-//! | blocked | its pool isn't well | SetBuildStatus | Initial |
+//! | claim | an earlier build has the image that it would make | Annotate | Initial |
+//! | reuse | the same, and that image is kept for it | SetBuildStatus, Tell | Succeeded |
+//! | unanswered | the same, but the registry can't be asked for that image now | SetBuildStatus, Tell | Initial |
+//! | blocked | its pool isn't well | SetBuildStatus, Tell | Initial |
 //! | waiting | something is missing | SetBuildStatus, Tell | Initial |
 //! | refused | the apiserver refused what `start` makes | SetBuildStatus, Tell | Initial |
 //! | start | all is there | Annotate, CreateObjects, SetBuildStatus, Tell | Prepared |
@@ -42,7 +45,7 @@ use strata_builder::reference::Reference;
 
 use self::status::{after, credentials_to_change, say, written};
 use super::observe::{JobSeen, JobState, Observed};
-use super::prepare::{Preparation, Prepared};
+use super::prepare::{Preparation, Prepared, Reusable};
 use crate::api::condition;
 use crate::api::{self, MachineOSBuild, annotation, label, name};
 use crate::events::{Notice, Reason};
@@ -194,6 +197,10 @@ fn not_begun(observed: &Observed, now: Timestamp) -> Plan {
             steps.push(Step::Tell(Notice::new(Reason::BuildFailed, why)));
             Plan::new("invalid", steps)
         }
+        Preparation::Reusable(reusable) => reuse(observed, reusable, now),
+        Preparation::Unanswered(why) => {
+            waiting(observed, "unanswered", why, now).again_after(ASK_AGAIN)
+        }
         Preparation::Blocked(why) => waiting(observed, "blocked", why, now),
         Preparation::Waiting(what) => waiting(observed, "waiting", what, now),
         Preparation::Ready(prepared) => start(observed, prepared, now),
@@ -208,6 +215,39 @@ fn waiting(observed: &Observed, rule: &'static str, what: &str, now: Timestamp) 
     Plan::new(rule, steps).again_after(LOOK_AGAIN)
 }
 
+/// Claims the image first: whoever deletes the other build afterwards keeps it. The pass after that has seen the other build there.
+fn reuse(observed: &Observed, reusable: &Reusable, now: Timestamp) -> Plan {
+    let Reusable {
+        content_key,
+        candidate,
+    } = reusable;
+    let os_build = &observed.os_build;
+    let image = candidate.image.to_string();
+    let pre_built = candidate.is_pre_built.then_some(image.as_str());
+    let claim = annotate(
+        os_build,
+        &[
+            (annotation::CONTENT_KEY, Some(content_key.as_str())),
+            (annotation::REUSED_IMAGE, Some(&image)),
+            (annotation::PRE_BUILT_IMAGE, pre_built),
+        ],
+    );
+    if !claim.is_empty() {
+        return Plan::new("claim", claim);
+    }
+    let mut status = written(observed, Phase::Succeeded, None, now);
+    let told = format!(
+        "MachineOSBuild {} has the same content, so its image {image} is used again",
+        candidate.os_build
+    );
+    status.digested_image_push_spec = Some(image);
+    let steps = vec![
+        Step::SetBuildStatus(Box::new(status)),
+        Step::Tell(Notice::new(Reason::ImageReused, told)),
+    ];
+    Plan::new("reuse", steps)
+}
+
 fn start(observed: &Observed, prepared: &Prepared, now: Timestamp) -> Plan {
     let Prepared {
         objects,
@@ -215,7 +255,12 @@ fn start(observed: &Observed, prepared: &Prepared, now: Timestamp) -> Plan {
     } = prepared;
     let mut steps = annotate(
         &observed.os_build,
-        &[(annotation::CONTENT_KEY, Some(content_key.as_str()))],
+        &[
+            (annotation::CONTENT_KEY, Some(content_key.as_str())),
+            // the image that it was to take may be gone
+            (annotation::REUSED_IMAGE, None),
+            (annotation::PRE_BUILT_IMAGE, None),
+        ],
     );
     steps.push(Step::CreateObjects(Box::new(objects.clone())));
     steps.extend(say(observed, Phase::Prepared, None, now));

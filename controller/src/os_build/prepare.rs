@@ -1,17 +1,22 @@
-//! Can this build start, and with which objects?
+//! Can this build start, and with which objects? Or is there an image already of what it would make?
 //!
 //! Reads what only the start of a build needs: the whole MachineConfig, secrets, the cluster's settings.
 
 use kube::ResourceExt as _;
 use strata_builder::error::{Class, Classify as _, chain};
 
-use crate::api::{DEFAULT_PULL_SECRET, MachineConfigPool, MachineOSBuild, MachineOSConfig};
+use crate::api::{
+    DEFAULT_PULL_SECRET, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation,
+};
 use crate::error::Error;
 use crate::inputs::{BuildInputs, ContentKey, Sources};
 use crate::job::{BuildObjects, Credentials, build_objects};
 use crate::live::Live;
+use crate::registries::Answer;
 use crate::render::render;
+use crate::reuse::{Candidate, candidates};
 use crate::secrets::{DockerConfig, docker_config};
+use crate::wanted::degraded;
 
 /// Whether a build can start.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +25,10 @@ pub enum Preparation {
     NotAsked,
     /// With these objects.
     Ready(Box<Prepared>),
+    /// It needn't: this is what it would make, and the registry has it.
+    Reusable(Box<Reusable>),
+    /// Not before a registry has told whether it needs to.
+    Unanswered(String),
     /// Not before this is mended; then by itself.
     Waiting(String),
     /// Not before its pool is well.
@@ -35,6 +44,15 @@ pub struct Prepared {
     pub objects: BuildObjects,
     /// Of the image.
     pub content_key: ContentKey,
+}
+
+/// What is used instead of being built.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reusable {
+    /// Of both builds.
+    pub content_key: ContentKey,
+    /// The other build and its image.
+    pub candidate: Candidate,
 }
 
 /// Prepares `os_build`, which `os_config` wants.
@@ -73,6 +91,21 @@ pub async fn prepare(
             inputs.os_config
         )));
     }
+    let content_key = inputs.content_key();
+    match reusable(live, os_build, sources, &content_key).await? {
+        Ok(Some(candidate)) => {
+            return Ok(Preparation::Reusable(Box::new(Reusable {
+                content_key,
+                candidate,
+            })));
+        }
+        Ok(None) => {}
+        Err(why) => return Ok(Preparation::Unanswered(why)),
+    }
+    // what is wrong with a pool may be mended by a MachineConfig that needs no new image
+    if let Some(why) = degraded(pool) {
+        return Ok(Preparation::Blocked(why));
+    }
     let rendered = match render(&inputs) {
         Ok(rendered) => rendered,
         Err(error) => return Ok(Preparation::Invalid(chain(&error))),
@@ -89,7 +122,7 @@ pub async fn prepare(
     Ok(
         match build_objects(os_build, &inputs, &rendered, &credentials, shape, settings) {
             Ok(objects) => Preparation::Ready(Box::new(Prepared {
-                content_key: inputs.content_key(&rendered.containerfile),
+                content_key,
                 objects,
             })),
             // an object besides the config's own inputs: mended, the same build can go on
@@ -99,6 +132,42 @@ pub async fn prepare(
             },
         },
     )
+}
+
+/// An image with the content `key` that the registry still has; or why it can't tell. Read anew, so that a build whose
+/// image `os_build` has claimed, and that is there afterwards, can't be deleted with its image any more.
+async fn reusable(
+    live: &impl Live,
+    os_build: &MachineOSBuild,
+    sources: Sources<'_>,
+    key: &ContentKey,
+) -> Result<Result<Option<Candidate>, String>, Error> {
+    let annotations = os_build.annotations();
+    let Some(push_secret) = annotations.get(annotation::PUSH_SECRET) else {
+        return Ok(Ok(None));
+    };
+    if annotations.contains_key(annotation::BUILD_ANEW) {
+        return Ok(Ok(None));
+    }
+    let os_builds = live.os_builds(&sources.os_config.name_any()).await?;
+    let machine_config = |name: &str| live.cache().machine_configs.get(name);
+    let mut unanswered = None;
+    for candidate in candidates(sources, key, &os_builds, machine_config) {
+        match live.look(&candidate.image, push_secret, false).await {
+            Answer::Present { .. } => return Ok(Ok(Some(candidate))),
+            Answer::Unknown(why) => {
+                unanswered.get_or_insert_with(|| {
+                    format!(
+                        "MachineOSBuild {} has the same content, but the registry can't be asked whether it still has its image: {why}",
+                        candidate.os_build
+                    )
+                });
+            }
+            // gone; or a secret or registry of which the preparations of a build tell more
+            Answer::Absent | Answer::NoAccess(_) | Answer::Refused(_) | Answer::NotAsked => {}
+        }
+    }
+    Ok(unanswered.map_or(Ok(None), Err))
 }
 
 /// The credentials, or what is wrong with them.

@@ -9,10 +9,11 @@ use kube::ResourceExt as _;
 use strata_builder::reference::Reference;
 
 use super::controls;
-use crate::api::{MachineOSBuild, MachineOSConfig, annotation, label};
+use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
 use crate::error::Error;
 use crate::live::Live;
 use crate::registries::Answer;
+use crate::reuse::is_pre_built;
 use crate::wanted::Wanted;
 
 /// A MachineOSConfig and all that its plan depends on.
@@ -49,8 +50,10 @@ pub async fn observe(
     cached: &MachineOSConfig,
 ) -> Result<Option<Observed>, Error> {
     let name = cached.name_any();
+    let annotations = cached.annotations();
     let anew = cached.metadata.deletion_timestamp.is_some()
-        || cached.annotations().contains_key(annotation::REBUILD);
+        || annotations.contains_key(annotation::REBUILD)
+        || annotations.contains_key(annotation::BUILD_ANEW);
     let (os_config, os_builds) = if anew {
         let Some(os_config) = live.os_config(&name).await? else {
             return Ok(None);
@@ -85,7 +88,7 @@ async fn look(live: &impl Live, observed: &Observed) -> Answer {
         .and_then(|image| image.parse::<Reference>().ok());
     let secret = os_build.annotations().get(annotation::PUSH_SECRET);
     match (image, secret) {
-        (Some(image), Some(secret)) if !os_build.labels().contains_key(label::PRE_BUILT_IMAGE) => {
+        (Some(image), Some(secret)) if !is_pre_built(os_build) => {
             live.look(&image, secret, false).await
         }
         _ => Answer::NotAsked,

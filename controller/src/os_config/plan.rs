@@ -12,9 +12,9 @@
 //! | rebuild-requested | rebuild annotation, the wanted build exists | DeleteBuild |
 //! | seed | pre-built annotation, nothing built before or asked for | CreateBuild that stands for the image |
 //! | refused | the apiserver refused what a rule makes | Tell |
-//! | create | the wanted build is absent | Annotate (its name, no rebuild), CreateBuild |
+//! | create | the wanted build is absent | Annotate (its name; no rebuild, but to build anew), CreateBuild |
 //! | replaced | the wanted build is being deleted | – |
-//! | restart | the wanted build was superseded earlier | DeleteBuild |
+//! | restart | the wanted build was superseded earlier | Annotate (to build anew, if it was to), DeleteBuild |
 //! | building | the wanted build has not ended | Annotate its name |
 //! | failed | it has, without an image | Annotate its name, DeleteBuild of the others without one |
 //! | image-lost | it has an image to adopt, which the registry has lost | DeleteBuild |
@@ -211,14 +211,25 @@ fn create<'a>(observed: &'a Observed, inputs: &BuildInputs) -> Decision<'a> {
             format!("MachineOSBuild {name} is seeded with {image}"),
         );
     }
+    let annotations = os_config.annotations();
+    let is_anew = annotations.contains_key(annotation::REBUILD)
+        || annotations.contains_key(annotation::BUILD_ANEW);
+    let yes = String::new();
+    let anew = is_anew.then_some(&yes);
     let mut steps = annotate(
         observed,
         &[
             (annotation::CURRENT_BUILD, Some(&name)),
             (annotation::REBUILD, None),
+            (annotation::BUILD_ANEW, anew),
         ],
     );
-    steps.push(Step::CreateBuild(Box::new(new_build(inputs, os_config))));
+    let mut os_build = new_build(inputs, os_config);
+    if let Some(yes) = anew {
+        let annotations = os_build.annotations_mut();
+        annotations.insert(annotation::BUILD_ANEW.to_owned(), yes.clone());
+    }
+    steps.push(Step::CreateBuild(Box::new(os_build)));
     steps.push(Step::Tell(Notice::new(
         Reason::ConfigReconciled,
         format!("MachineOSBuild {name} was created"),
@@ -235,7 +246,15 @@ fn existing<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Dec
         .and_then(|status| status.conditions.as_deref())
         .unwrap_or_default();
     let detail = phase::detail(conditions);
-    let named = || annotate(observed, &[(annotation::CURRENT_BUILD, Some(&name))]);
+    let named = || {
+        annotate(
+            observed,
+            &[
+                (annotation::CURRENT_BUILD, Some(&name)),
+                (annotation::BUILD_ANEW, None),
+            ],
+        )
+    };
     let with_detail = |text: String| match detail {
         Some(detail) => format!("{text}: {detail}"),
         None => text,
@@ -253,11 +272,12 @@ fn existing<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Dec
                 .annotations()
                 .contains_key(annotation::SUPERSEDED_BY) =>
         {
-            Decision::new(
-                "restart",
-                vec![Step::DeleteBuild(Target::of(current.as_ref()))],
-            )
-            .saying(
+            let mut steps = Vec::new();
+            if let Some(anew) = current.annotations().get(annotation::BUILD_ANEW) {
+                steps = annotate(observed, &[(annotation::BUILD_ANEW, Some(anew))]);
+            }
+            steps.push(Step::DeleteBuild(Target::of(current.as_ref())));
+            Decision::new("restart", steps).saying(
                 "Building",
                 format!("MachineOSBuild {name} was interrupted and is built again"),
             )
@@ -328,6 +348,7 @@ fn tidy(observed: &Observed, current: &MachineOSBuild) -> Vec<Step> {
         &[
             (annotation::CURRENT_BUILD, Some(&current.name_any())),
             (annotation::PRE_BUILT_IMAGE, None),
+            (annotation::BUILD_ANEW, None),
         ],
     )
 }

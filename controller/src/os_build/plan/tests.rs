@@ -6,11 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use strata_builder::contract::{Outcome, REPORT_VERSION};
 
 use super::*;
+use crate::api::machine_os_build::MachineOSBuildStatus;
 use crate::fixtures::{self, documented_rules, now, os_build, os_build_with_image};
 use crate::inputs::ContentKey;
 use crate::job::{BuildObjects, Credentials, PodShape, build_objects};
 use crate::plan::{Requeue, Target};
 use crate::render::render;
+use crate::reuse::Candidate;
 use crate::secrets::DockerConfig;
 use crate::usage::Use;
 
@@ -124,11 +126,31 @@ fn prepared() -> Prepared {
         &settings,
     )
     .unwrap();
-    let content_key: ContentKey = inputs.content_key(&rendered.containerfile);
+    let content_key: ContentKey = inputs.content_key();
     Prepared {
         objects,
         content_key,
     }
+}
+
+fn reusable() -> Preparation {
+    Preparation::Reusable(Box::new(Reusable {
+        content_key: fixtures::inputs().content_key(),
+        candidate: Candidate {
+            os_build: "worker-other".to_owned(),
+            image: image().parse().unwrap(),
+            is_pre_built: false,
+        },
+    }))
+}
+
+/// A build that has noted which image it takes.
+fn claiming(mut os_build: MachineOSBuild) -> MachineOSBuild {
+    let key = fixtures::inputs().content_key();
+    let annotations = os_build.annotations_mut();
+    annotations.insert(annotation::CONTENT_KEY.to_owned(), key.as_str().to_owned());
+    annotations.insert(annotation::REUSED_IMAGE.to_owned(), image());
+    os_build
 }
 
 /// Rule, names of the steps, phase that is written.
@@ -426,6 +448,22 @@ fn every_rule_has_its_steps() {
             vec!["set-build-status", "tell"],
             Some(Failed),
         ),
+        (preparing(reusable()), "claim", vec!["annotate"], None),
+        (
+            Observed {
+                preparation: reusable(),
+                ..seen(claiming(build_in(Initial)))
+            },
+            "reuse",
+            vec!["set-build-status", "tell"],
+            Some(Succeeded),
+        ),
+        (
+            preparing(Preparation::Unanswered("no".to_owned())),
+            "unanswered",
+            vec!["set-build-status", "tell"],
+            Some(Initial),
+        ),
         (
             preparing(Preparation::Blocked("no".to_owned())),
             "blocked",
@@ -677,6 +715,35 @@ fn a_build_without_a_job_has_neither_start_nor_end_nor_builder() {
         phase::detail(status.conditions.as_deref().unwrap()),
         Some("Containerfile, line 2")
     );
+}
+
+#[test]
+fn a_reused_build_has_the_others_digest_and_neither_start_nor_end_nor_builder() {
+    let observed = Observed {
+        preparation: reusable(),
+        ..seen(claiming(os_build()))
+    };
+    let plan = plan(&observed, now());
+    let Some(Step::SetBuildStatus(status)) = plan.steps.first() else {
+        panic!("{plan:?}");
+    };
+    let expected = MachineOSBuildStatus {
+        conditions: status.conditions.clone(),
+        digested_image_push_spec: Some(image()),
+        ..MachineOSBuildStatus::default()
+    };
+    assert_eq!(**status, expected);
+    assert_eq!(status.conditions.as_deref().map(<[_]>::len), Some(5));
+}
+
+#[test]
+fn a_build_that_claimed_an_image_and_starts_after_all_gives_it_back() {
+    let observed = Observed {
+        preparation: Preparation::Ready(Box::new(prepared())),
+        ..seen(claiming(os_build()))
+    };
+    let given_back = Step::Annotate(vec![(annotation::REUSED_IMAGE, None)]);
+    assert_eq!(plan(&observed, now()).steps.first(), Some(&given_back));
 }
 
 #[test]

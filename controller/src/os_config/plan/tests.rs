@@ -97,6 +97,11 @@ fn every_rule_has_its_steps() {
             .insert(annotation::SUPERSEDED_BY.to_owned(), "newer".to_owned());
         build
     };
+    let anew = |mut build: MachineOSBuild| {
+        let annotations = build.annotations_mut();
+        annotations.insert(annotation::BUILD_ANEW.to_owned(), String::new());
+        build
+    };
     let with = |wanted, observed| Observed { wanted, ..observed };
     let good = || os_build_with_image(IMAGE);
     let answered = |image| Observed {
@@ -188,6 +193,19 @@ fn every_rule_has_its_steps() {
             vec!["delete-build", "set-config-status"],
         ),
         (
+            seen(named(), vec![anew(superseded(build_in(Interrupted)))]),
+            "restart",
+            vec!["annotate", "delete-build", "set-config-status"],
+        ),
+        (
+            seen(
+                annotated(named(), annotation::BUILD_ANEW, ""),
+                vec![anew(build_in(Initial))],
+            ),
+            "building",
+            vec!["annotate", "set-config-status"],
+        ),
+        (
             seen(guarded(), vec![build_in(Building)]),
             "building",
             vec!["annotate", "set-config-status"],
@@ -250,6 +268,30 @@ fn every_rule_has_its_steps() {
     }
     rules.extend(refused(&seen(guarded(), vec![]), "no", now()).map(|plan| plan.rule));
     assert_eq!(rules, documented_rules(include_str!("../plan.rs")));
+}
+
+#[test]
+fn a_rebuild_that_was_asked_for_is_marked_until_its_build_is_there_and_no_other_is() {
+    let created = |os_config| {
+        let plan = plan(&seen(os_config, vec![]), now());
+        let build = plan.steps.iter().find_map(|step| match step {
+            Step::CreateBuild(os_build) => Some(os_build.clone()),
+            _ => None,
+        });
+        let is_anew = |one: &MachineOSBuild| one.annotations().contains_key(annotation::BUILD_ANEW);
+        (plan, build.is_some_and(|build| is_anew(&build)))
+    };
+    let asked = annotated(named(), annotation::REBUILD, "");
+    let (plan, is_anew) = created(asked.clone());
+    assert!(is_anew);
+    let change = Step::Annotate(vec![
+        (annotation::REBUILD, None),
+        (annotation::BUILD_ANEW, Some(String::new())),
+    ]);
+    assert_eq!(plan.steps.first(), Some(&change));
+    // the controller is killed between the two
+    assert!(created(after(seen(asked, vec![])).os_config).1);
+    assert!(!created(named()).1);
 }
 
 #[test]
