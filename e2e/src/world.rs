@@ -246,13 +246,41 @@ impl Pool {
     /// # Errors
     /// If the apiserver refuses.
     pub async fn render(&self, revision: u32) -> Result<String> {
+        self.render_with(revision, |_| {}).await
+    }
+
+    /// The same, its spec changed.
+    ///
+    /// # Errors
+    /// If the apiserver refuses.
+    pub async fn render_with(
+        &self,
+        revision: u32,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<String> {
         let name = fixtures::rendered_name(&self.name, revision);
-        let machine_config = object(fixtures::machine_config(&name, &self.world.base_image))?;
+        let mut machine_config = fixtures::machine_config(&name, &self.world.base_image);
+        change(&mut machine_config["spec"]);
+        let machine_config = object(machine_config)?;
         self.world
             .objects("MachineConfig")
             .create(&PostParams::default(), &machine_config)
             .await?;
         Ok(name)
+    }
+
+    /// Makes the pool want its rendered MachineConfig number `revision`.
+    ///
+    /// # Errors
+    /// If the apiserver refuses.
+    pub async fn move_to(&self, revision: u32) -> Result<()> {
+        let rendered = fixtures::rendered_name(&self.name, revision);
+        let patch = json!({"spec": {"configuration": fixtures::configuration(&rendered)}});
+        self.world
+            .objects("MachineConfigPool")
+            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(())
     }
 
     /// Creates the MachineOSConfig with `containerfile`.

@@ -1,12 +1,14 @@
 //! A config that changes, or asks to be built again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use kube::ResourceExt as _;
-use strata_e2e::fixtures::{endless, quick};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
+use serde_json::json;
+use strata_e2e::fixtures::{endless, quick, rendered_name};
 use strata_e2e::wait::{BUILD, REACTION, eventually, never};
-use strata_e2e::world::{annotation, becomes, gone, is_true, uid};
+use strata_e2e::world::{Pool, annotation, becomes, delete_and_wait, gone, is_true, text, uid};
 use strata_e2e::{World, registry};
 
 #[tokio::test]
@@ -95,4 +97,104 @@ async fn a_succeeded_build_is_left_alone_and_used_again_when_the_config_goes_bac
         "succeeded builds stay"
     );
     pool.remove().await
+}
+
+/// The build of the rendered MachineConfig number `revision`, succeeded, and its image, which the config names.
+async fn succeeded_with(pool: &Pool, revision: u32) -> Result<(DynamicObject, String)> {
+    let rendered = rendered_name(&pool.name, revision);
+    let build = eventually(
+        &format!("a build of {rendered} that has succeeded"),
+        BUILD,
+        || async {
+            let builds = pool.builds().await?.into_iter();
+            let its = |build: &DynamicObject| text(build, "/spec/machineConfig/name");
+            let mut its = builds.filter(|build| its(build).as_deref() == Some(&rendered));
+            Ok(its.find(|build| is_true(build, "Succeeded")))
+        },
+    )
+    .await?;
+    let image = pool.adopted(&build).await?;
+    Ok((build, image))
+}
+
+/// A build that had no Job has neither of these.
+fn had_a_job(build: &DynamicObject) -> bool {
+    ["/status/buildStart", "/status/buildEnd", "/status/builder"]
+        .iter()
+        .any(|field| build.data.pointer(field).is_some())
+}
+
+#[tokio::test]
+async fn a_pool_that_moves_gets_its_image_again_without_a_job_unless_it_needs_another() -> Result<()>
+{
+    let world = World::connect().await?;
+    let pool = world.pool("moved").await?;
+    pool.configure(&quick("moved")).await?;
+    let (first, image) = succeeded_with(&pool, 1).await?;
+    ensure!(had_a_job(&first));
+
+    // other files, users, kernel arguments, and the same kernel and extensions in other words
+    pool.render_with(2, |spec| {
+        spec["config"]["storage"] = json!({});
+        spec["config"]["passwd"] =
+            json!({"users": [{"name": "core", "sshAuthorizedKeys": ["ssh-ed25519 AAAA"]}]});
+        spec["kernelArguments"] = json!(["quiet"]);
+        spec["kernelType"] = json!("");
+    })
+    .await?;
+    // what is wrong with a pool may be mended by just such a change
+    degrade(&pool, "True").await?;
+    let begun = Instant::now();
+    pool.move_to(2).await?;
+    let (second, reused) = succeeded_with(&pool, 2).await?;
+    println!("moved to an equal content in {:.2?}", begun.elapsed());
+    degrade(&pool, "False").await?;
+    ensure!(reused == image && !had_a_job(&second));
+    ensure!(annotation(&second, "job-uid").is_none());
+    ensure!(
+        annotation(&pool.os_config().await?, "current-machine-os-build") == Some(second.name_any())
+    );
+
+    // another kind of image
+    pool.render_with(3, |spec| spec["extensions"] = json!(["usbguard"]))
+        .await?;
+    pool.move_to(3).await?;
+    let (third, _) = succeeded_with(&pool, 3).await?;
+    ensure!(had_a_job(&third));
+
+    // back, and then to a content that was built two moves ago
+    pool.move_to(1).await?;
+    ensure!(pool.adopted(&first).await? == image);
+    pool.render_with(4, |spec| spec["config"]["storage"] = json!({}))
+        .await?;
+    pool.move_to(4).await?;
+    let (fourth, again) = succeeded_with(&pool, 4).await?;
+    ensure!(again == image && !had_a_job(&fourth));
+
+    // one of those that share the image goes, and the image stays
+    delete_and_wait(
+        &world.os_builds(),
+        &first.name_any(),
+        &DeleteParams::default(),
+    )
+    .await?;
+    ensure!(registry::holds(&image).await?);
+
+    // a rebuild is a build
+    pool.request_rebuild().await?;
+    let rebuilt = pool
+        .build_in("Succeeded", &[uid(&second), uid(&third), uid(&fourth)])
+        .await?;
+    ensure!(rebuilt.name_any() == fourth.name_any() && had_a_job(&rebuilt));
+    pool.adopted(&rebuilt).await?;
+    pool.remove().await
+}
+
+async fn degrade(pool: &Pool, status: &str) -> Result<()> {
+    let patch = json!({"status": {"conditions": [{"type": "NodeDegraded", "status": status, "reason": "Scenario", "message": "a file"}]}});
+    let pools = pool.world.objects("MachineConfigPool");
+    pools
+        .patch_status(&pool.name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
 }
