@@ -264,11 +264,15 @@ fn start(observed: &Observed, prepared: &Prepared, now: Timestamp) -> Plan {
     );
     steps.push(Step::CreateObjects(Box::new(objects.clone())));
     steps.extend(say(observed, Phase::Prepared, None, now));
-    let told = format!(
-        "Job {} was created",
-        name::job(&observed.os_build.name_any())
-    );
-    steps.push(Step::Tell(Notice::new(Reason::BuildStarted, told)));
+    let job = name::job(&observed.os_build.name_any());
+    steps.extend([
+        tell(Reason::BuildStarted, "the build was taken up"),
+        tell(
+            Reason::BuildPreparing,
+            "its ConfigMaps, Secrets and Job were made",
+        ),
+        tell(Reason::JobCreated, format!("Job {job} was created")),
+    ]);
     Plan::new("start", steps)
 }
 
@@ -295,10 +299,10 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
         Some(JobOutcome::Building { progress, starting }) => {
             let mut steps = say(observed, Phase::Building, progress.as_deref(), now);
             if Phase::of_build(&observed.os_build) != Phase::Building {
-                steps.push(Step::Tell(Notice::new(
-                    Reason::BuildBuilding,
-                    "the build's pod was created",
-                )));
+                steps.extend([
+                    tell(Reason::BuildBuilding, "the build's pod was created"),
+                    tell(Reason::JobStarted, "the Job has a pod"),
+                ]);
             }
             let plan = Plan::new("running", steps);
             match starting {
@@ -330,7 +334,10 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
                     Some(remedy) => format!("{message}\n{remedy}"),
                     None => message.clone(),
                 };
-                fail(observed, "failed", &message, now)
+                let mut plan = fail(observed, "failed", &message, now);
+                plan.steps
+                    .push(tell(Reason::JobFailed, "the Job made no image"));
+                plan
             }
         },
     };
@@ -400,7 +407,10 @@ fn vanished(observed: &Observed, now: Timestamp) -> Plan {
         annotation::REBUILD
     );
     let mut steps = say(observed, Phase::Interrupted, Some(&detail), now);
-    steps.push(Step::Tell(Notice::new(Reason::BuildInterrupted, detail)));
+    steps.extend([
+        tell(Reason::JobDeleted, "the Job was deleted before its end"),
+        tell(Reason::BuildInterrupted, detail),
+    ]);
     Plan::new("vanished", steps)
 }
 
@@ -427,11 +437,15 @@ fn succeeded(
     let mut status = written(observed, Phase::Succeeded, None, now);
     status.digested_image_push_spec = Some(image.to_string());
     steps.push(Step::SetBuildStatus(Box::new(status)));
-    steps.push(Step::Tell(Notice::new(
-        Reason::BuildCompleted,
-        format!("built {image}"),
-    )));
+    if let JobState::Present(_) = observed.job {
+        steps.push(tell(Reason::JobCompleted, "the Job has made its image"));
+    }
+    steps.push(tell(Reason::BuildCompleted, format!("built {image}")));
     Plan::new("succeeded", steps)
+}
+
+fn tell(reason: Reason, message: impl Into<String>) -> Step {
+    Step::Tell(Notice::new(reason, message))
 }
 
 // --- image

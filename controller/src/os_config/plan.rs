@@ -5,7 +5,7 @@
 //!
 //! | rule | observed | steps |
 //! | --- | --- | --- |
-//! | deleting | deleted | DeleteBuild of each build; when none is left RemoveFinalizer |
+//! | deleting | deleted | DeleteBuild of each build; when none is left Tell, RemoveFinalizer |
 //! | guard | no finalizer | AddFinalizer |
 //! | invalid | the build can't be named, or the seed is no digest | – |
 //! | waiting | pool or rendered MachineConfig absent | – |
@@ -58,6 +58,8 @@ struct Decision<'a> {
     steps: Vec<Step>,
     /// What the status shall say; none leaves it.
     ready: Option<Ready>,
+    /// Told when the status comes to say something else.
+    news: Option<Notice>,
     adopt: Option<&'a MachineOSBuild>,
     again: Option<Duration>,
 }
@@ -74,6 +76,7 @@ impl Decision<'_> {
             rule,
             steps,
             ready: None,
+            news: None,
             adopt: None,
             again: None,
         }
@@ -96,6 +99,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         rule,
         mut steps,
         ready,
+        news,
         adopt,
         again,
     } = decide(observed);
@@ -107,7 +111,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         // what is said of a build comes before what makes it unneeded, and after what makes it exist
         let at = if adopt.is_some() { 0 } else { steps.len() };
         steps.insert(at, Step::SetConfigStatus(Box::new(status)));
-        steps.extend(refusal.map(Step::Tell));
+        steps.extend(refusal.or(news).map(Step::Tell));
     }
     let plan = Plan::new(rule, steps);
     match again {
@@ -147,6 +151,8 @@ fn decide(observed: &Observed) -> Decision<'_> {
             .map(|one| Step::DeleteBuild(Target::of(one.as_ref())))
             .collect();
         if os_builds.is_empty() && guarded {
+            let told = "its builds, and the images that nothing needs, are gone";
+            steps.push(Step::Tell(Notice::new(Reason::ConfigDeleted, told)));
             steps.push(Step::RemoveFinalizer);
         }
         return Decision::new("deleting", steps);
@@ -289,8 +295,12 @@ fn existing<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Dec
             };
             let mut steps = named();
             steps.extend(without_image(observed));
-            Decision::new("failed", steps)
-                .saying(reason, with_detail(format!("MachineOSBuild {name} {what}")))
+            let mut decision = Decision::new("failed", steps);
+            if ended == Phase::Failed {
+                let told = format!("MachineOSBuild {name} failed, and its conditions say why");
+                decision.news = Some(Notice::new(Reason::BuildDegraded, told));
+            }
+            decision.saying(reason, with_detail(format!("MachineOSBuild {name} {what}")))
         }
         Phase::Succeeded => succeeded(observed, current),
     }
@@ -328,6 +338,11 @@ fn succeeded<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> De
             | Answer::Refused(_) => {}
         }
         let mut decision = Decision::new("adopt", tidy(observed, current));
+        let mut others = observed.os_builds.iter();
+        if others.any(|one| Phase::of_build(one) == Phase::Failed) {
+            let told = format!("MachineOSBuild {name} succeeded after a failed one");
+            decision.news = Some(Notice::new(Reason::BuildRecovered, told));
+        }
         decision.adopt = Some(current);
         decision.ready = Some(ready(current));
         return decision;

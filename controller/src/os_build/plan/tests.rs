@@ -414,7 +414,7 @@ fn every_rule_has_its_steps() {
                 ..with_job(Prepared, running())
             },
             "running",
-            vec!["annotate", "set-build-status", "tell"],
+            vec!["annotate", "set-build-status", "tell", "tell"],
             Some(Building),
         ),
         (
@@ -488,7 +488,14 @@ fn every_rule_has_its_steps() {
         (
             preparing(Preparation::Ready(Box::new(prepared()))),
             "start",
-            vec!["annotate", "create-objects", "set-build-status", "tell"],
+            vec![
+                "annotate",
+                "create-objects",
+                "set-build-status",
+                "tell",
+                "tell",
+                "tell",
+            ],
             Some(Prepared),
         ),
         // with the Job
@@ -513,7 +520,7 @@ fn every_rule_has_its_steps() {
         (
             with_image(Building, JobState::Absent, Answer::Absent),
             "vanished",
-            vec!["set-build-status", "tell"],
+            vec!["set-build-status", "tell", "tell"],
             Some(Interrupted),
         ),
         (
@@ -531,13 +538,13 @@ fn every_rule_has_its_steps() {
         (
             with_image(Building, JobState::Absent, present(Some("another"))),
             "vanished",
-            vec!["set-build-status", "tell"],
+            vec!["set-build-status", "tell", "tell"],
             Some(Interrupted),
         ),
         (
             with_job(Building, failed(None)),
             "failed",
-            vec!["annotate", "set-build-status", "tell"],
+            vec!["annotate", "set-build-status", "tell", "tell"],
             Some(Failed),
         ),
         (
@@ -549,7 +556,7 @@ fn every_rule_has_its_steps() {
         (
             with_image(Building, failed(None), present(Some("build-uid"))),
             "succeeded",
-            vec!["annotate", "set-build-status", "tell"],
+            vec!["annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
         ),
         (
@@ -593,19 +600,19 @@ fn every_rule_has_its_steps() {
         (
             with_image(Building, complete(None, 1), present(Some("build-uid"))),
             "succeeded",
-            vec!["annotate", "set-build-status", "tell"],
+            vec!["annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
         ),
         (
             with_image(Building, complete(Some(report()), 1), present(None)),
             "succeeded",
-            vec!["annotate", "annotate", "set-build-status", "tell"],
+            vec!["annotate", "annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
         ),
         (
             with_image(Initial, complete(Some(report()), 1), present(None)),
             "succeeded",
-            vec!["annotate", "annotate", "set-build-status", "tell"],
+            vec!["annotate", "annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
         ),
     ];

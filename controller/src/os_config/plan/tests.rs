@@ -128,7 +128,7 @@ fn every_rule_has_its_steps() {
         (
             seen(deleted(guarded()), vec![]),
             "deleting",
-            vec!["remove-finalizer"],
+            vec!["tell", "remove-finalizer"],
         ),
         (
             seen(deleted(fixtures::os_config()), vec![]),
@@ -225,7 +225,7 @@ fn every_rule_has_its_steps() {
                 ],
             ),
             "failed",
-            vec!["delete-build", "set-config-status"],
+            vec!["delete-build", "set-config-status", "tell"],
         ),
         (
             seen(named(), vec![build_in(Interrupted)]),
