@@ -124,6 +124,11 @@ pub struct Build {
     #[arg(long, value_name = "FILE", env = "CONTAINERS_REGISTRIES_CONF")]
     pub registries_conf: Option<PathBuf>,
 
+    /// Which images may be used, in the form of containers-policy.json(5); where it requires signatures the image isn't used, as they can't be checked; by default
+    /// ~/.config/containers/policy.json or /etc/containers/policy.json
+    #[arg(long, value_name = "FILE")]
+    pub signature_policy: Option<PathBuf>,
+
     /// Directory with a folder HOST[:PORT] for each registry that has certificates of its own: authorities (*.crt), and what it wants to see of us (*.cert and *.key); by default
     /// ~/.config/containers/certs.d, /etc/containers/certs.d and /etc/docker/certs.d
     #[arg(long, value_name = "DIR")]

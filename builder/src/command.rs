@@ -134,6 +134,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         .collect::<Result<Vec<_>, _>>()?;
     let certificates = places::certificates(build.certs_dir.as_deref())?;
     let rules = places::rules(build.registries_conf.as_deref())?;
+    let policy = places::policy(build.signature_policy.as_deref())?;
     let layer_per = match build.layers {
         Layers::Stage => LayerPer::Stage,
         Layers::Step => LayerPer::Step,
@@ -150,6 +151,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
             ca_bundles: ca_bundles.clone(),
             certificates: certificates.clone(),
             rules: rules.clone(),
+            policy: policy.clone(),
             bounds: build.retry_for.map(|patience| Bounds {
                 patience,
                 ..DEFAULT_BOUNDS

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use strata_builder::error::Classify as _;
-use strata_builder::registry::{Credentials, HostCertificates, Rules};
+use strata_builder::registry::{Credentials, HostCertificates, Policy, Rules};
 
 use crate::command::Classed;
 
@@ -87,6 +87,24 @@ pub fn rules(named: Option<&Path>) -> anyhow::Result<Rules> {
         }
     }
     Ok(rules)
+}
+
+/// The file `named`; or else the user's or the system's, and without any of them everything is allowed.
+pub fn policy(named: Option<&Path>) -> anyhow::Result<Policy> {
+    let read = |path: &Path, text: &str| {
+        Policy::parse(text).with_context(|| format!("{}", path.display()))
+    };
+    if let Some(path) = named {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        return read(path, &text);
+    }
+    for folder in own_folder().into_iter().chain([PathBuf::from(SYSTEM)]) {
+        let path = folder.join("policy.json");
+        if let Some(text) = optional(&path)? {
+            return read(&path, &text);
+        }
+    }
+    Ok(Policy::default())
 }
 
 /// From the folder `named`, or else from the user's and the system's; of a registry that several of them have, the first counts.

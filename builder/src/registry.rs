@@ -15,6 +15,7 @@ mod journey;
 mod login;
 mod manifests;
 mod pace;
+mod policy;
 mod referrers;
 pub mod retry;
 mod rules;
@@ -31,6 +32,7 @@ pub(crate) use exchange::Subject;
 pub use manifests::Manifest;
 pub(crate) use manifests::{choose_platform, manifest_media_type};
 pub(crate) use pace::Incoming;
+pub use policy::{Denied, Policy, PolicyError};
 pub use retry::Bounds;
 pub use rules::{Rules, RulesError};
 pub use transport::HostCertificates;
@@ -53,6 +55,8 @@ pub struct Options {
     pub certificates: BTreeMap<String, HostCertificates>,
     /// Where names lead.
     pub rules: Rules,
+    /// Which images may be pulled.
+    pub policy: Policy,
     /// How often an exchange is tried.
     pub bounds: Option<Bounds>,
     /// A connection on which nothing comes for so long is given up; two minutes if absent.
@@ -78,6 +82,7 @@ struct Inner {
     /// Hosts that may be reached without TLS, and that turned out to have none.
     without_tls: Mutex<BTreeSet<String>>,
     rules: Rules,
+    policy: Policy,
     /// By host and scopes.
     tokens: Mutex<HashMap<(String, String), Authorization>>,
 }
@@ -94,6 +99,7 @@ impl Registry {
             ca_bundles,
             certificates,
             rules,
+            policy,
             bounds,
             idle_timeout,
         } = options;
@@ -106,6 +112,7 @@ impl Registry {
             plain_http,
             without_tls: Mutex::default(),
             rules,
+            policy,
             tokens: Mutex::default(),
         };
         Ok(Self {

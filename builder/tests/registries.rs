@@ -97,6 +97,48 @@ fn images_come_from_mirrors_without_tls_and_from_where_short_names_lead(program:
     assert!(built.stderr.contains("of version 1"), "{}", built.stderr);
 }
 
+fn images_that_policy_json_does_not_allow_are_not_pulled(program: Program) {
+    let test = "images_that_policy_json_does_not_allow_are_not_pulled";
+    let Some((workshop, registry)) = workshop(program, test) else {
+        return;
+    };
+    let host = &registry.host;
+    publish(&workshop, host, "good/os:v1");
+    publish(&workshop, host, "signed/os:v1");
+    let path = workshop.path("policy.json").display().to_string();
+    let policy = format!(
+        r#"{{"default": [{{"type": "reject"}}], "transports": {{"docker": {{
+            "{host}/good": [{{"type": "insecureAcceptAnything"}}],
+            "{host}/signed": [{{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}}]
+        }}}}}}"#
+    );
+    std::fs::write(&path, policy).unwrap();
+    let arguments = ["--signature-policy", &path, "--plain-http", host];
+    let built = |text: &str| {
+        let own = registry.host.clone();
+        workshop.build(&text.replace("HOST", &own), &arguments)
+    };
+    built("FROM HOST/good/os:v1\nLABEL a=b\n").ok();
+    for (text, said) in [
+        (
+            "FROM HOST/signed/os:v1\nLABEL a=b\n",
+            "requires a signature of it (signedBy)",
+        ),
+        (
+            "FROM HOST/bad/os:v1\nLABEL a=b\n",
+            "rejects it by the rule for \"default\"",
+        ),
+        (
+            "FROM HOST/good/os:v1\nCOPY --from=HOST/signed/os:v1 /name /\n",
+            "requires a signature of it (signedBy)",
+        ),
+    ] {
+        let built = built(text);
+        assert_eq!(built.status, 65, "{text}: {}", built.stderr);
+        assert!(built.stderr.contains(said), "{text}: {}", built.stderr);
+    }
+}
+
 fn a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder(program: Program) {
     let test = "a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder";
     if !can_build(test) || !program.is_there(test) || !has("openssl", test) {
@@ -216,6 +258,7 @@ fn a_proxy_is_used_but_for_hosts_that_are_excepted(program: Program) {
 with_both_registries! {
     images_come_from_mirrors_without_tls_and_from_where_short_names_lead
     a_registry_with_certificates_of_its_own_is_reached_with_those_of_its_folder
+    images_that_policy_json_does_not_allow_are_not_pulled
     attempts_are_told_as_they_fail
     a_registry_without_tls_is_told_at_once
     a_proxy_is_used_but_for_hosts_that_are_excepted

@@ -21,6 +21,7 @@ use crate::api::{
     ControllerConfig, MachineConfig, MachineConfigPool, MachineOSConfig, RENDERED_PREFIX,
     annotation, name,
 };
+use crate::etc_containers::{self, FileError};
 use crate::yaml::{YamlError, to_yaml};
 
 /// The incumbent's constant; the render controller has the same.
@@ -76,7 +77,7 @@ impl ContentKey {
 }
 
 /// Objects that can't be built from.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// The pool is another one than the config names.
     #[error(
@@ -147,6 +148,9 @@ pub enum InputError {
         /// Longest that works.
         limit: usize,
     },
+    /// A file that says how to pull, and can't be used.
+    #[error(transparent)]
+    EtcContainers(#[from] FileError),
     /// Several Containerfiles besides the one for all architectures.
     #[error(
         "MachineOSConfig {os_config} has Containerfiles for {architectures} in spec.containerFile; a build is for one architecture, so leave one of them, or one for NoArch"
@@ -184,6 +188,7 @@ impl Classify for InputError {
             | InputError::TooLong { .. }
             | InputError::Architectures { .. } => Class::CONTENT,
             InputError::Yaml { source, .. } => source.class(),
+            InputError::EtcContainers(source) => source.class(),
         }
     }
 }
@@ -241,6 +246,10 @@ pub struct BuildInputs {
     pub trust_bundle: Option<String>,
     /// How to reach what is outside.
     pub proxy: Proxy,
+    /// How the pool's nodes pull, as the rendered MachineConfig says.
+    pub etc_containers: etc_containers::Files,
+    /// Certificates for single registries, of the cluster.
+    pub registry_bundles: etc_containers::Bundles,
     /// The optional objects that exist.
     pub optional: OptionalMounts,
 }
@@ -286,6 +295,7 @@ impl BuildInputs {
                     digested(image, format!("MachineConfig {rendered}, {field}"))
                 })
                 .transpose()?,
+            etc_containers: etc_containers::of_machine_config(machine_config)?,
             machine_config: machine_config.clone(),
             pull_secret: spec
                 .base_image_pull_secret
@@ -296,6 +306,7 @@ impl BuildInputs {
             trust_bundle: settings
                 .and_then(|settings| settings.additional_trust_bundle.clone())
                 .filter(|bundle| !bundle.is_empty()),
+            registry_bundles: settings.map(Into::into).unwrap_or_default(),
             proxy: settings
                 .and_then(|settings| settings.proxy.clone())
                 .unwrap_or_default(),

@@ -9,6 +9,7 @@
 
 mod outcome;
 mod pod;
+mod pulling;
 mod shape;
 
 pub use outcome::{JobOutcome, outcome};
@@ -31,9 +32,11 @@ use kube::{Resource as _, ResourceExt as _};
 use strata_builder::error::{Class, Classify};
 
 use crate::api::{CONTROLLER_CONFIG_NAME, MachineOSBuild, annotation, label, name};
+use crate::etc_containers::{self, BundleError};
 use crate::inputs::BuildInputs;
 use crate::render::Rendered;
 use crate::secrets::{DockerConfig, JSON_KEY, JSON_TYPE};
+use pulling::Content;
 
 /// Name of the pod's only container.
 pub const CONTAINER: &str = "image-build";
@@ -112,7 +115,7 @@ pub struct Credentials {
 /// Everything that runs a build.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BuildObjects {
-    /// Containerfile, MachineConfig, trust bundle.
+    /// Containerfile, MachineConfig, trust bundle; and what says how to pull, if anything does.
     pub config_maps: Vec<ConfigMap>,
     /// Pull and push credentials.
     pub secrets: Vec<Secret>,
@@ -121,7 +124,7 @@ pub struct BuildObjects {
 }
 
 /// Inputs that no Job can be made of.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// Only what the apiserver has accepted can own something.
     #[error("MachineOSBuild {0} has no UID")]
@@ -129,13 +132,16 @@ pub enum JobError {
     /// Certificates that are none.
     #[error("ControllerConfig {CONTROLLER_CONFIG_NAME}, spec.additionalTrustBundle is no base64")]
     TrustBundle(#[source] base64::DecodeError),
+    /// The same, for a single registry.
+    #[error(transparent)]
+    RegistryBundle(#[from] BundleError),
 }
 
 impl Classify for JobError {
     fn class(&self) -> Class {
         match self {
             JobError::NoUid(_) => Class::INTERNAL,
-            JobError::TrustBundle(_) => Class::CONTENT,
+            JobError::TrustBundle(_) | JobError::RegistryBundle(_) => Class::CONTENT,
         }
     }
 }
@@ -177,6 +183,10 @@ pub fn build_objects(
     let trust_bundle = BASE64_STANDARD
         .decode(inputs.trust_bundle.as_deref().unwrap_or_default())
         .map_err(JobError::TrustBundle)?;
+    let etc_containers = etc_containers::with_authorities(
+        inputs.etc_containers.clone(),
+        &etc_containers::authorities(&inputs.registry_bundles)?,
+    );
     let config_map = |name, key: &str, value: String| ConfigMap {
         metadata: metadata(name, &owner),
         data: Some(BTreeMap::from([(key.to_owned(), value)])),
@@ -208,7 +218,7 @@ pub fn build_objects(
         .as_deref()
         .unwrap_or(crate::api::DEFAULT_PULL_SECRET);
     Ok(BuildObjects {
-        config_maps: vec![
+        config_maps: [
             config_map(
                 name::containerfile(build),
                 CONTAINERFILE_KEY,
@@ -227,7 +237,17 @@ pub fn build_objects(
                 )])),
                 ..ConfigMap::default()
             },
-        ],
+        ]
+        .into_iter()
+        .chain(pulling::contents(build, &etc_containers).into_iter().map(
+            |(name, Content { text, binary })| ConfigMap {
+                metadata: metadata(name, &owner),
+                data: (!text.is_empty()).then_some(text),
+                binary_data: (!binary.is_empty()).then_some(binary),
+                ..ConfigMap::default()
+            },
+        ))
+        .collect(),
         secrets: vec![
             secret(name::pull_secret(build), pull_secret, &credentials.pull),
             secret(
@@ -247,6 +267,7 @@ pub fn build_objects(
                 template: pod::template(
                     &controller.uid,
                     inputs,
+                    &etc_containers,
                     rendered.user_line_offset,
                     shape,
                     settings,

@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | which objects, under which keys? | [`api`] |
 //! | what is built, under which name? | [`wanted`], [`inputs`], [`yaml`], [`render`] |
-//! | with which objects, and how does the Job stand? | [`job`], [`secrets`], [`phase`] |
+//! | with which objects, and how does the Job stand? | [`job`], [`etc_containers`], [`secrets`], [`phase`] |
 //! | which pods does the cluster take? | [`trial`] |
 //! | what is to be done? | [`os_config`], [`os_build`], [`plan`] |
 //! | who does it? | [`apply`], [`ledger`], [`registries`] |
@@ -26,6 +26,7 @@ pub mod backoff;
 pub mod cache;
 pub mod context;
 pub mod error;
+pub mod etc_containers;
 pub mod events;
 #[cfg(test)]
 mod fixtures;

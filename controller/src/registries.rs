@@ -16,9 +16,10 @@ use strata_builder::registry::{
     AuthFileError, Bounds, Credentials, Options, Registry, RegistryError,
 };
 
-use crate::api::foreign::RegistryBundle;
+use crate::api::foreign::ControllerConfigSpec;
 use crate::api::{CONTROLLER_CONFIG_NAME, ControllerConfig};
 use crate::error::{class_of, code};
+use crate::etc_containers::{BundleError, Bundles, authorities};
 use crate::secrets::{SecretError, docker_config};
 
 /// A registry's bad second is waited for here; a bad minute by the object that needs it.
@@ -73,6 +74,9 @@ pub enum RegistriesError {
         #[source]
         source: base64::DecodeError,
     },
+    /// The same, for a single registry.
+    #[error(transparent)]
+    RegistryBundle(#[from] BundleError),
     /// No client can be made.
     #[error(transparent)]
     Client(RegistryError),
@@ -83,7 +87,9 @@ impl Classify for RegistriesError {
         match self {
             RegistriesError::Read { source, .. } => class_of(source),
             RegistriesError::NoSecret(_) | RegistriesError::Credentials { .. } => Class::RIGHTS,
-            RegistriesError::Certificates { .. } => Class::CONTENT,
+            RegistriesError::Certificates { .. } | RegistriesError::RegistryBundle(_) => {
+                Class::CONTENT
+            }
             RegistriesError::Secret(source) => source.class(),
             RegistriesError::Client(source) => source.class(),
         }
@@ -144,11 +150,13 @@ impl Registries {
                 secret: push_secret.to_owned(),
                 source,
             })?;
-        let settings = self.controller_config().await?;
+        let cluster = self.controller_config().await?.map(|found| found.spec);
+        let cluster = cluster.unwrap_or_default();
         Registry::new(Options {
             credentials,
             plain_http: self.plain_http.clone(),
-            ca_bundles: settings.as_ref().map_or(Ok(Vec::new()), certificates)?,
+            ca_bundles: certificates(&cluster)?,
+            certificates: authorities(&Bundles::from(&cluster))?,
             bounds: Some(BOUNDS),
             ..Options::default()
         })
@@ -237,71 +245,43 @@ pub async fn read_controller_config(
     }
 }
 
-/// All PEM bundles that the cluster trusts for registries.
-fn certificates(config: &ControllerConfig) -> Result<Vec<Vec<u8>>, RegistriesError> {
-    let spec = &config.spec;
-    let bundles = |field, bundles: &Option<Vec<RegistryBundle>>| {
-        bundles
-            .iter()
-            .flatten()
-            .map(|bundle| (field, bundle.data.clone()))
-            .collect::<Vec<_>>()
-    };
-    let single = |field, text: &Option<String>| text.clone().map(|text| (field, text));
-    let all = single("spec.additionalTrustBundle", &spec.additional_trust_bundle)
-        .into_iter()
-        .chain(single("spec.rootCAData", &spec.root_ca_data))
-        .chain(bundles(
-            "spec.imageRegistryBundleData",
-            &spec.image_registry_bundle_data,
-        ))
-        .chain(bundles(
-            "spec.imageRegistryBundleUserData",
-            &spec.image_registry_bundle_user_data,
-        ));
-    all.filter(|(_, text)| !text.is_empty())
-        .map(|(field, text)| {
-            BASE64_STANDARD
-                .decode(text)
-                .map_err(|source| RegistriesError::Certificates { field, source })
-        })
-        .collect()
+/// The PEM bundles that the cluster trusts for all registries.
+fn certificates(spec: &ControllerConfigSpec) -> Result<Vec<Vec<u8>>, RegistriesError> {
+    [
+        ("spec.additionalTrustBundle", &spec.additional_trust_bundle),
+        ("spec.rootCAData", &spec.root_ca_data),
+    ]
+    .into_iter()
+    .filter_map(|(field, text)| Some((field, text.as_deref().filter(|text| !text.is_empty())?)))
+    .map(|(field, text)| {
+        BASE64_STANDARD
+            .decode(text)
+            .map_err(|source| RegistriesError::Certificates { field, source })
+    })
+    .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::foreign::ControllerConfigSpec;
 
     #[test]
-    fn every_bundle_of_the_cluster_is_trusted_and_a_broken_one_is_named() {
-        let encoded = |text: &str| BASE64_STANDARD.encode(text);
+    fn the_clusters_authorities_are_trusted_for_all_registries_and_a_broken_one_is_named() {
+        let encoded = |text: &str| Some(BASE64_STANDARD.encode(text));
         let mut spec = ControllerConfigSpec {
-            additional_trust_bundle: Some(encoded("a")),
-            root_ca_data: Some(encoded("b")),
-            image_registry_bundle_data: Some(vec![RegistryBundle {
-                file: "r..5000".to_owned(),
-                data: encoded("c"),
-            }]),
-            image_registry_bundle_user_data: Some(vec![RegistryBundle {
-                file: "s".to_owned(),
-                data: encoded("d"),
-            }]),
-            proxy: None,
+            additional_trust_bundle: encoded("a"),
+            root_ca_data: encoded("b"),
+            ..ControllerConfigSpec::default()
         };
-        let read = |spec: &ControllerConfigSpec| {
-            certificates(&ControllerConfig::new(CONTROLLER_CONFIG_NAME, spec.clone()))
-        };
-        assert_eq!(
-            read(&spec).unwrap(),
-            [b"a".to_vec(), b"b".to_vec(), b"c".to_vec(), b"d".to_vec()]
-        );
+        assert_eq!(certificates(&spec).unwrap(), [b"a".to_vec(), b"b".to_vec()]);
         spec.root_ca_data = Some("%".to_owned());
         assert!(
-            read(&spec)
+            certificates(&spec)
                 .unwrap_err()
                 .to_string()
                 .contains("spec.rootCAData")
         );
+        spec.root_ca_data = Some(String::new());
+        assert_eq!(certificates(&spec).unwrap(), [b"a".to_vec()]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::policy::Denied;
 use crate::digest::Digest;
 use crate::error::{Class, Classify};
 use crate::reference::InvalidReference;
@@ -28,6 +29,14 @@ pub enum RegistryError {
     Blocked {
         /// What was to be pulled or pushed.
         target: String,
+    },
+    /// By the rules of policy.json.
+    #[error("{target} may not be used")]
+    Policy {
+        /// What was to be pulled.
+        target: String,
+        /// Why not.
+        source: Denied,
     },
     /// A place that registries.conf names.
     #[error("registries.conf")]
@@ -297,7 +306,7 @@ impl Classify for RegistryError {
         match self {
             Self::Client(_) => Class::INTERNAL,
             Self::Certificates { .. } => Class::CONTRACT,
-            Self::Blocked { .. } | Self::Place(_) => Class::CONTENT,
+            Self::Blocked { .. } | Self::Policy { .. } | Self::Place(_) => Class::CONTENT,
             Self::Untrusted { .. } => Class::RIGHTS,
             Self::WithoutTls { .. } => Class::CONTENT,
             Self::Transport { .. } | Self::Slow { .. } | Self::Miscounted { .. } => {

@@ -33,13 +33,18 @@ impl Registry {
     /// As [`Self::manifest`], from the first place that has it of those that registries.conf names; and that place.
     ///
     /// # Errors
-    /// As [`Self::manifest`], of the last place; a blocked registry is the user's.
+    /// As [`Self::manifest`], of the last place; a blocked registry and what policy.json doesn't allow are the user's.
     pub async fn manifest_from_any(
         &self,
         reference: &Reference,
         architecture: &str,
     ) -> Result<(Reference, Manifest), RegistryError> {
         self.check_blocked(reference)?;
+        let allowed = self.inner.policy.check(reference);
+        allowed.map_err(|source| RegistryError::Policy {
+            target: reference.to_string(),
+            source,
+        })?;
         let mut places = self.rules().places(reference)?;
         let own = places.pop().unwrap_or_else(|| reference.clone());
         for mirror in places {

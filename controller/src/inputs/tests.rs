@@ -43,8 +43,8 @@ fn every_build_has_the_name_that_the_incumbent_gives_it() {
         let name = build_name(&pool, &machine_config, &os_config);
         match vector.get("machineOSBuildName") {
             Some(wanted) => assert_eq!(
-                name.as_ref().map(BuildName::as_str),
-                Ok(wanted.as_str().unwrap()),
+                name.as_ref().map(BuildName::as_str).ok(),
+                wanted.as_str(),
                 "{}",
                 vector["name"]
             ),

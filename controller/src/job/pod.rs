@@ -13,10 +13,11 @@ use strata_builder::reference::Reference;
 
 use super::{
     CONTAINER, CONTAINERFILE_KEY, JobSettings, MACHINE_CONFIG_KEY, PodShape, Resources,
-    TRUST_BUNDLE_KEY, labels,
+    TRUST_BUNDLE_KEY, labels, pulling,
 };
 use crate::api::machine_os_config::ContainerfileArch;
 use crate::api::name;
+use crate::etc_containers::Files;
 use crate::inputs::BuildInputs;
 use crate::secrets::JSON_KEY;
 
@@ -37,13 +38,14 @@ const TERMINATION_GRACE_SECONDS: i64 = 10;
 pub(super) fn template(
     build_uid: &str,
     inputs: &BuildInputs,
+    etc_containers: &Files,
     generated_lines: usize,
     shape: PodShape,
     settings: &JobSettings,
 ) -> PodTemplateSpec {
     let file = inputs.containerfile.as_ref();
     let arch = file.map_or(ContainerfileArch::NoArch, |file| file.containerfile_arch);
-    let (volumes, mounts) = volumes(inputs, shape).into_iter().unzip();
+    let (volumes, mounts) = volumes(inputs, etc_containers, shape).into_iter().unzip();
     let container = Container {
         args: Some(arguments(
             build_uid,
@@ -312,7 +314,11 @@ fn resources(resources: &Resources) -> ResourceRequirements {
 }
 
 /// Each volume with its one mount.
-fn volumes(inputs: &BuildInputs, shape: PodShape) -> Vec<(Volume, VolumeMount)> {
+fn volumes(
+    inputs: &BuildInputs,
+    etc_containers: &Files,
+    shape: PodShape,
+) -> Vec<(Volume, VolumeMount)> {
     let build = inputs.name.as_str();
     let mut volumes = vec![
         config_map(
@@ -337,6 +343,7 @@ fn volumes(inputs: &BuildInputs, shape: PodShape) -> Vec<(Volume, VolumeMount)> 
         secret("base-image-pull-creds", name::pull_secret(build), PULL),
         secret("final-image-push-creds", name::push_secret(build), PUSH),
     ];
+    volumes.extend(pulling::volume(build, etc_containers));
     let images = from_node(inputs, shape);
     volumes.extend(
         images
@@ -366,7 +373,7 @@ fn scratch() -> (Volume, VolumeMount) {
     )
 }
 
-fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
+pub(super) fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: volume.to_owned(),
         mount_path: path.to_owned(),

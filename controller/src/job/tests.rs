@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::api::foreign::RegistryBundle;
 use crate::api::machine_os_config::ContainerfileArch;
 use crate::fixtures;
 use crate::inputs::OptionalMounts;
@@ -100,6 +101,13 @@ fn everything_that_can_be_asked_for_is_in_the_job() {
     inputs.extensions_image = Some("quay.io/org/extensions:v1".parse().unwrap());
     inputs.containerfile = Some(fixtures::containerfile(ContainerfileArch::Amd64));
     inputs.trust_bundle = Some(BASE64_STANDARD.encode("PEM"));
+    inputs.etc_containers = ["policy.json", "registries.conf", "registries.conf.d/a.conf"]
+        .map(|path| (path.to_owned(), path.as_bytes().to_vec()))
+        .into();
+    inputs.registry_bundles.user = vec![RegistryBundle {
+        file: "registry.example.com..5000".to_owned(),
+        data: BASE64_STANDARD.encode([0xff, 0]),
+    }];
     inputs.optional = OptionalMounts {
         entitlement: true,
         yum_repos: true,
@@ -115,8 +123,18 @@ fn everything_that_can_be_asked_for_is_in_the_job() {
         operator: Some("Exists".to_owned()),
         ..Toleration::default()
     }];
-    let job = objects(&inputs, PodShape::Userns, &settings).unwrap().job;
+    let BuildObjects {
+        config_maps, job, ..
+    } = objects(&inputs, PodShape::Userns, &settings).unwrap();
     golden("job-full.yaml", &serde_yaml_ng::to_string(&job).unwrap());
+    let of_pulling: Vec<_> = config_maps
+        .iter()
+        .filter(|one| one.name_any().starts_with("etc-"))
+        .collect();
+    golden(
+        "etc-containers.yaml",
+        &serde_yaml_ng::to_string(&of_pulling).unwrap(),
+    );
 }
 
 #[test]
@@ -128,6 +146,17 @@ fn what_no_job_can_be_made_of_is_named() {
             .unwrap_err()
             .to_string(),
         "ControllerConfig machine-config-controller, spec.additionalTrustBundle is no base64"
+    );
+    let mut inputs = fixtures::inputs();
+    inputs.registry_bundles.cluster = vec![RegistryBundle {
+        file: "registry.example.com".to_owned(),
+        data: "~".to_owned(),
+    }];
+    assert_eq!(
+        objects(&inputs, PodShape::Userns, &settings())
+            .unwrap_err()
+            .to_string(),
+        "ControllerConfig machine-config-controller, spec.imageRegistryBundleData: \"registry.example.com\" is no base64"
     );
 }
 
@@ -160,7 +189,7 @@ fn a_trial_pod_asks_for_all_that_the_pod_of_a_build_asks_for() {
         pod.node_selector = None;
         pod.containers[0].args = None;
         let is_of_build = |volume: &k8s_openapi::api::core::v1::Volume| {
-            volume.config_map.is_some() || volume.secret.is_some()
+            volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some()
         };
         pod.volumes
             .as_mut()
