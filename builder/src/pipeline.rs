@@ -275,13 +275,17 @@ fn stages_at_once(entered: Entered) -> usize {
 }
 
 fn read_file(spec: &BuildSpec) -> Result<Containerfile, BuildError> {
-    let text = read(&spec.containerfile)?;
+    let bytes = std::fs::read(&spec.containerfile).map_err(|source| BuildError::ReadFile {
+        path: spec.containerfile.clone(),
+        source,
+    })?;
     let name = spec.containerfile.file_name().map_or_else(
         || "Containerfile".into(),
         |name| name.to_string_lossy().into_owned(),
     );
     let generated = spec.generated_lines;
-    let mut file = parse::parse(&text, &name).map_err(|mut error| {
+    let parsed = parse::decode(bytes, &name).and_then(|text| parse::parse(&text, &name));
+    let mut file = parsed.map_err(|mut error| {
         let Place { file, line } = Place::of_author(&error.file, error.line, generated);
         (error.file, error.line) = (file, line);
         error

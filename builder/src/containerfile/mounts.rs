@@ -2,6 +2,7 @@
 //! the step runs.
 
 use super::Word;
+use super::parse::{did_you_mean, nearest};
 
 /// One `--mount` as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,9 @@ pub struct InvalidMount {
     /// What it may be.
     pub wanted: String,
 }
+
+/// What `type=` may be.
+const TYPES: [&str; 4] = ["bind", "cache", "tmpfs", "secret"];
 
 /// Accepted for every type: SELinux labels and propagation have no meaning in a build's own namespaces.
 const COMMON: [&str; 9] = [
@@ -199,14 +203,19 @@ impl MountFlag {
                 );
             }
             other => {
+                let suggestion = did_you_mean(nearest(other, &TYPES));
                 return Err(self.bad(format!(
-                    "there is no type {other}; use bind, cache, tmpfs or secret"
+                    "there is no type {other}; use bind, cache, tmpfs or secret{suggestion}"
                 )));
             }
         };
         let known = |key: &str| key == "type" || own.contains(&key) || COMMON.contains(&key);
         match self.options.iter().find(|(key, _)| !known(key)) {
-            Some((key, _)) => Err(self.bad(format!("type={kind} has no option {key}"))),
+            Some((key, _)) => {
+                let known = [&["type"], own, &COMMON].concat();
+                let suggestion = did_you_mean(nearest(key, &known));
+                Err(self.bad(format!("type={kind} has no option {key}{suggestion}")))
+            }
             None => Ok(kind),
         }
     }
@@ -337,6 +346,41 @@ mod tests {
             ("-1", None),
         ] {
             assert_eq!(size(text), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_type_or_option_gets_the_nearest_one() {
+        let table = [
+            (
+                "type=bnd,target=/x",
+                "there is no type bnd; use bind, cache, tmpfs or secret; did you mean bind?",
+            ),
+            (
+                "type=volume,target=/x",
+                "there is no type volume; use bind, cache, tmpfs or secret",
+            ),
+            (
+                "type=cache,taget=/x",
+                "type=cache has no option taget; did you mean target?",
+            ),
+            (
+                "type=secret,id=x,requierd",
+                "type=secret has no option requierd; did you mean required?",
+            ),
+            (
+                "type=cache,target=/x,shring=$S",
+                "type=cache has no option shring; did you mean sharing?",
+            ),
+            ("type=tmpfs,target=/x,q", "type=tmpfs has no option q"),
+            (
+                "type=tmpfs,target=/x,sharing=locked",
+                "type=tmpfs has no option sharing",
+            ),
+        ];
+        for (text, wanted) in table {
+            let error = MountFlag::new(text).check().unwrap_err();
+            assert_eq!(error.wanted, wanted, "{text}");
         }
     }
 

@@ -9,6 +9,7 @@ mod tests;
 use super::mounts::InvalidMount;
 use super::{Containerfile, Instruction, Located};
 use crate::error::{Class, Classify};
+pub(super) use instruction::nearest;
 use syntax::{Node, Nodes};
 
 /// A file that can't be read as a Containerfile, with the place and the text.
@@ -36,6 +37,9 @@ pub enum Fault {
     /// Nothing but comments.
     #[error("the file has no instructions; start with FROM")]
     Empty,
+    /// A byte of another encoding.
+    #[error("the byte 0x{0:02x} is no UTF-8; save the file as UTF-8")]
+    Encoding(u8),
     /// `# escape=`
     #[error("the escape directive must be a backslash or a backtick, not {0:?}")]
     Escape(String),
@@ -109,7 +113,7 @@ pub enum Fault {
     Trigger(String),
 }
 
-fn did_you_mean(suggestion: Option<&str>) -> String {
+pub(super) fn did_you_mean(suggestion: Option<&str>) -> String {
     suggestion
         .map(|s| format!("; did you mean {s}?"))
         .unwrap_or_default()
@@ -119,7 +123,7 @@ impl Fault {
     /// The part of the line that the caret should point at.
     fn quoted(&self) -> &str {
         match self {
-            Fault::Empty => "",
+            Fault::Empty | Fault::Encoding(_) => "",
             Fault::Escape(text)
             | Fault::RepeatedDirective(text)
             | Fault::UnclosedHeredoc(text)
@@ -177,6 +181,29 @@ impl Classify for ParseError {
     fn class(&self) -> Class {
         Class::CONTENT
     }
+}
+
+/// The text of a file; `file` is the name that errors show.
+///
+/// # Errors
+/// User: bytes that aren't UTF-8, at the place of the first one.
+pub fn decode(bytes: Vec<u8>, file: &str) -> Result<String, ParseError> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let bytes = error.as_bytes();
+        let (before, rest) = bytes.split_at(at);
+        let before = String::from_utf8_lossy(before);
+        let start = before.rfind('\n').map_or(0, |end| end + 1);
+        let text = String::from_utf8_lossy(&bytes[start..]);
+        let source_line = text.lines().next().unwrap_or_default();
+        ParseError {
+            file: file.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: (before[start..].chars().count() + 1).min(200),
+            source_line: source_line.replace('\t', " ").chars().take(200).collect(),
+            fault: Box::new(Fault::Encoding(rest.first().copied().unwrap_or_default())),
+        }
+    })
 }
 
 /// Reads a whole file; `file` is the name that errors show.

@@ -94,6 +94,9 @@ const REFUSED_I386: [libc::c_long; 35] = [
 /// TIOCSTI and TIOCLINUX put characters into a terminal's input (the C libraries disagree about the constants' type).
 const TERMINAL_INJECTION: [u64; 2] = [0x5412, 0x541c];
 
+/// Sockets to the hypervisor and other guests of a machine know no network namespace. What 32-bit programs ask of `socketcall` can't be looked at.
+const REFUSED_FAMILY: libc::c_int = libc::AF_VSOCK;
+
 /// A kernel interface: what the calls are called by that the rules are about.
 struct Interface {
     /// The kernel's own name for it, where it isn't this program's.
@@ -102,6 +105,7 @@ struct Interface {
     clone: libc::c_long,
     clone3: libc::c_long,
     ioctl: libc::c_long,
+    socket: libc::c_long,
     unshare: libc::c_long,
 }
 
@@ -111,6 +115,7 @@ const OURS: Interface = Interface {
     clone: libc::SYS_clone,
     clone3: libc::SYS_clone3,
     ioctl: libc::SYS_ioctl,
+    socket: libc::SYS_socket,
     unshare: libc::SYS_unshare,
 };
 
@@ -122,6 +127,7 @@ const I386: Interface = Interface {
     clone: 120,
     clone3: 435,
     ioctl: 54,
+    socket: 359,
     unshare: 310,
 };
 
@@ -162,6 +168,13 @@ fn refused(interface: &Interface) -> Rules {
         refused.map(|call| (*call, Vec::new())).collect();
     rules.insert(interface.unshare, vec![has_new_user()?]);
     rules.insert(interface.clone, vec![has_new_user()?]);
+    let family = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Eq,
+        u64::from(REFUSED_FAMILY.cast_unsigned()),
+    )?;
+    rules.insert(interface.socket, vec![SeccompRule::new(vec![family])?]);
     let injection = TERMINAL_INJECTION.map(|request| {
         SeccompRule::new(vec![SeccompCondition::new(
             1,

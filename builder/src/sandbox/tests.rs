@@ -540,7 +540,7 @@ fn program_of(is_32_bit: bool, call: u32, first: u32, second: u32) -> Vec<u8> {
 
 #[cfg(target_arch = "x86_64")]
 fn calls_are_refused_whatever_kind_of_program_makes_them() {
-    use libc::{EBADF, ENOSYS, EPERM};
+    use libc::{EAFNOSUPPORT, EBADF, ENOSYS, EPERM};
     let stage = stage();
     let namespace = libc::CLONE_NEWUSER.cast_unsigned();
     for (is_32_bit, call, first, second, error) in [
@@ -553,6 +553,11 @@ fn calls_are_refused_whatever_kind_of_program_makes_them() {
         // TIOCSTI
         (false, 16, 0, 0x5412, EPERM),
         (true, 54, 0, 0x5412, EPERM),
+        // socket of a family that doesn't exist, for comparison, and of AF_VSOCK
+        (false, 41, 99, 0, EAFNOSUPPORT),
+        (true, 359, 99, 0, EAFNOSUPPORT),
+        (false, 41, 40, 0, EPERM),
+        (true, 359, 40, 0, EPERM),
         // unshare
         (false, 272, namespace, 0, EPERM),
         (true, 310, namespace, 0, EPERM),

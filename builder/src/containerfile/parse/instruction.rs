@@ -64,7 +64,7 @@ impl Flag {
 }
 
 /// The known word that is nearest to what was written, if it is near at all.
-fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(in super::super) fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     let best = known
         .iter()
         .map(|k| {
@@ -74,7 +74,8 @@ fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
             )
         })
         .min()?;
-    (best.0 <= 1 + best.1.len() / 4).then_some(best.1)
+    // of a word of one letter nothing would be left
+    (best.0 <= 1 + best.1.len() / 4 && best.0 < best.1.len()).then_some(best.1)
 }
 
 /// Insertions, deletions, replacements and swaps of neighbours between two words.

@@ -252,6 +252,25 @@ fn comments_blank_lines_and_both_escapes_join_lines_as_in_buildkit() {
 }
 
 #[test]
+fn another_encoding_is_told_with_its_place() {
+    let error = decode(
+        b"FROM a\n# \xc3\xbc\n\tRUN echo \xc3\xbc caf\xe9 x\nRUN \xff\n".to_vec(),
+        "Containerfile",
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Containerfile, line 3, column 16: the byte 0xe9 is no UTF-8; save the file as UTF-8\n   \
+         RUN echo \u{fc} caf\u{fffd} x\n                 ^"
+    );
+    assert_eq!(error.class(), Class::CONTENT);
+    let cut = decode(b"FROM \xc3".to_vec(), "f").unwrap_err();
+    assert_eq!((cut.line, cut.column), (1, 6));
+    let good = decode("FROM a # \u{fc}\n".as_bytes().to_vec(), "f");
+    assert_eq!(good.as_deref(), Ok("FROM a # \u{fc}\n"));
+}
+
+#[test]
 fn what_is_wrong_is_told_with_its_place() {
     let table: [(&str, usize, usize, &str); 23] = [
         ("", 1, 1, "no instructions"),
