@@ -167,11 +167,14 @@ pub mod name {
         format!("final-{os_build}")
     }
 
-    /// ConfigMap in which the incumbent's builds leave their digest; only ever deleted by us.
+    /// ConfigMap in which the incumbent's builds leave their digest, under [`DIGEST_KEY`]; we never write one.
     #[must_use]
     pub fn digest(os_build: &str) -> String {
         format!("digest-{os_build}")
     }
+
+    /// The key of the digest in [`digest`].
+    pub const DIGEST_KEY: &str = "digest";
 
     /// Secret with the entitlement of a pool.
     #[must_use]

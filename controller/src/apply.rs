@@ -357,7 +357,11 @@ fn content(object: &impl Serialize) -> [Option<Value>; 2] {
 }
 
 /// Deletes what was observed; that it is gone, or that another has its name by now, is success.
-async fn delete<K>(
+///
+/// # Errors
+///
+/// Of the apiserver.
+pub async fn delete<K>(
     api: &Api<K>,
     step: &'static str,
     kind: &'static str,

@@ -13,7 +13,7 @@
 //! | with which objects, and how does the Job stand? | [`job`], [`etc_containers`], [`secrets`], [`phase`] |
 //! | which pods does the cluster take? | [`trial`] |
 //! | what is to be done? | [`os_config`], [`os_build`], [`plan`] |
-//! | who does it? | [`apply`], [`ledger`], [`registries`] |
+//! | who does it? | [`apply`], [`ledger`], [`leftovers`], [`registries`] |
 //! | does anything need an image? | [`usage`] |
 //! | what is the case? | [`watches`], [`cache`], [`live`], [`context`] |
 //! | how does the program run? | [`run`], [`settings`], [`lease`], [`admin`], [`backoff`] |
@@ -36,6 +36,7 @@ pub mod inputs;
 pub mod job;
 pub mod lease;
 pub mod ledger;
+pub mod leftovers;
 pub mod live;
 pub mod metrics;
 pub mod os_build;

@@ -71,6 +71,9 @@ pub trait Live: Sync {
     /// The Secret of this name.
     fn secret(&self, name: &str) -> impl Read<Option<Secret>>;
 
+    /// The ConfigMap of this name.
+    fn config_map(&self, name: &str) -> impl Read<Option<ConfigMap>>;
+
     /// Which of the optional objects of builds for this pool exist.
     fn optional_mounts(&self, pool: &str) -> impl Read<OptionalMounts>;
 
@@ -161,6 +164,10 @@ impl Live for Context {
 
     async fn secret(&self, name: &str) -> Result<Option<Secret>, Error> {
         get(&self.namespaced(), "Secret", name).await
+    }
+
+    async fn config_map(&self, name: &str) -> Result<Option<ConfigMap>, Error> {
+        get(&self.namespaced(), "ConfigMap", name).await
     }
 
     async fn optional_mounts(&self, pool: &str) -> Result<OptionalMounts, Error> {

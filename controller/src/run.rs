@@ -4,7 +4,7 @@
 //! lease ─► watches ─► queues ─► reconcile MachineOSConfigs
 //!              │         ├────► reconcile MachineOSBuilds
 //!              │         ├────► tell MachineConfigPools
-//!              └► cache  └────► drain the ledger
+//!              └► cache  └────► drain the ledger, remove leftovers
 //! admin server from the start; on SIGTERM: queues end, passes in hand finish, the lease is released
 //! ```
 
@@ -40,7 +40,7 @@ use crate::registries::Registries;
 use crate::settings::Settings;
 use crate::trial::Trials;
 use crate::watches::{self, Queues, Requests};
-use crate::{os_build, os_config, pool};
+use crate::{leftovers, os_build, os_config, pool};
 
 /// Passes at the same time, per kind: enough that some that wait for a registry hold nobody else up.
 const CONCURRENCY: u16 = 32;
@@ -237,6 +237,7 @@ async fn work(
                 pool::reconcile,
             ),
             drain(&context, shutdown),
+            remove_leftovers(&context, shutdown),
             try_pods(&context),
         );
     };
@@ -357,6 +358,22 @@ async fn drain(context: &Context, shutdown: &CancellationToken) {
             .reconcile_seconds(Kind::Ledger, begin.elapsed());
         tokio::select! {
             () = tokio::time::sleep(LEDGER_PAUSE) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Deletes what builds that are gone have left, from time to time.
+async fn remove_leftovers(context: &Context, shutdown: &CancellationToken) {
+    loop {
+        if let Err(error) = leftovers::remove(context).await {
+            warn!(
+                error = chain(&error),
+                "leftovers of builds that are gone can't be deleted"
+            );
+        }
+        tokio::select! {
+            () = tokio::time::sleep(leftovers::ROUND) => {}
             () = shutdown.cancelled() => return,
         }
     }

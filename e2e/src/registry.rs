@@ -25,6 +25,30 @@ async fn read(reference: &str, options: &[&str]) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
+/// Copies an image that anybody may read to `target` (`HOST/REPOSITORY:TAG`).
+///
+/// # Errors
+/// If skopeo can't.
+pub async fn copy(source: &str, target: &str) -> Result<()> {
+    let output = Command::new("skopeo")
+        .args([
+            "copy",
+            "--quiet",
+            "--src-tls-verify=false",
+            "--src-no-creds",
+        ])
+        .args(["--dest-tls-verify=false", "--dest-creds", PUSH_CREDENTIALS])
+        .args([source, target].map(|one| format!("docker://{one}")))
+        .output()
+        .await
+        .context("run skopeo")?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("skopeo copy {source} {target}: {complaint}");
+    }
+    Ok(())
+}
+
 /// Whether the registry answers for `reference` (`HOST/REPOSITORY@sha256:…` or with a tag).
 ///
 /// # Errors

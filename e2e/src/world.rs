@@ -178,6 +178,20 @@ impl World {
         Ok(pool)
     }
 
+    /// The builder's image, by digest: the smallest that is surely in a registry of the cluster.
+    ///
+    /// # Errors
+    /// If Strata isn't installed.
+    pub async fn builder_image(&self) -> Result<String> {
+        let config_maps = self.config_maps().list(&ListParams::default()).await?;
+        config_maps
+            .into_iter()
+            .filter(|one| one.name_any().starts_with("strata-settings"))
+            .max_by_key(|one| one.creation_timestamp())
+            .and_then(|settings| settings.data?.remove("STRATA_BUILDER_IMAGE"))
+            .context("no ConfigMap strata-settings… has STRATA_BUILDER_IMAGE")
+    }
+
     /// Creates a Secret.
     ///
     /// # Errors

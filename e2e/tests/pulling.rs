@@ -3,8 +3,6 @@
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use kube::ResourceExt as _;
-use kube::api::ListParams;
 use serde_json::{Value, json};
 use strata_e2e::World;
 use strata_e2e::fixtures::push_secret_name;
@@ -27,14 +25,7 @@ fn add(spec: &mut Value, file: Value) {
 #[tokio::test]
 async fn mirrors_and_policies_of_the_rendered_machine_config_count_in_builds() -> Result<()> {
     let world = World::connect().await?;
-    // the smallest image that is surely in a registry of the cluster
-    let config_maps = world.config_maps().list(&ListParams::default()).await?;
-    let image = config_maps
-        .into_iter()
-        .filter(|one| one.name_any().starts_with("strata-settings"))
-        .max_by_key(|one| one.creation_timestamp())
-        .and_then(|settings| settings.data?.remove("STRATA_BUILDER_IMAGE"))
-        .context("no ConfigMap strata-settings… has STRATA_BUILDER_IMAGE")?;
+    let image = world.builder_image().await?;
     let (repository, digest) = image
         .split_once('@')
         .with_context(|| format!("{image} has no digest"))?;

@@ -581,6 +581,11 @@ impl Live for World {
         Ok(self.secrets.get(name).cloned())
     }
 
+    async fn config_map(&self, name: &str) -> Result<Option<ConfigMap>, Error> {
+        self.read()?;
+        Ok(self.config_maps.get(name).cloned())
+    }
+
     async fn optional_mounts(&self, _pool: &str) -> Result<OptionalMounts, Error> {
         Ok(OptionalMounts::default())
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt as _};
 use strata_builder::contract::BuildReport;
+use strata_builder::digest::Digest;
 use strata_builder::reference::Reference;
 
 use super::prepare::{Preparation, prepare};
@@ -72,6 +73,8 @@ pub struct JobSeen {
     pub created: Option<Timestamp>,
     /// How it stands; none if that wasn't asked.
     pub outcome: Option<JobOutcome>,
+    /// What the pod of a complete Job left in a ConfigMap instead of a report, as the incumbent's do.
+    pub left_digest: Option<Digest>,
 }
 
 /// Reads; none if the build is gone.
@@ -150,6 +153,7 @@ fn ended(live: &impl Live, os_build: &MachineOSBuild) -> Observed {
                 is_going: job.metadata.deletion_timestamp.is_some(),
                 created: None,
                 outcome: None,
+                left_digest: None,
             }))
         });
     Observed {
@@ -222,12 +226,25 @@ async fn job(live: &impl Live, os_build: &MachineOSBuild) -> Result<JobState, Er
             .unwrap_or_default();
         *progress = Some(format!("its node can't start its pod: {why}{remedy}"));
     }
+    let left_digest = match outcome {
+        JobOutcome::Complete { report: None, .. } => left_digest(live, os_build).await?,
+        _ => None,
+    };
     Ok(JobState::Present(Box::new(JobSeen {
         target: Target::of(&job),
         is_going: job.metadata.deletion_timestamp.is_some(),
         created: job.creation_timestamp().map(|time| time.0),
         outcome: Some(outcome),
+        left_digest,
     })))
+}
+
+async fn left_digest(live: &impl Live, os_build: &MachineOSBuild) -> Result<Option<Digest>, Error> {
+    let left = live.config_map(&name::digest(&os_build.name_any())).await?;
+    let data = left.and_then(|left| left.data).unwrap_or_default();
+    Ok(data
+        .get(name::DIGEST_KEY)
+        .and_then(|digest| digest.trim().parse().ok()))
 }
 
 /// The image that goes with a build: of its status, or what its tag names when it was stopped before it could say.

@@ -378,20 +378,23 @@ fn complete(
     .again_after(ASK_AGAIN)
 }
 
-/// The digest of this build's image, if the registry has it. By digest it was asked for what the builder reported; by tag only the build's UID counts.
+/// The digest of this build's image, if the registry has it. By digest it was asked for what the builder reported; by tag the build's UID counts, or
+/// that the incumbent's pod left the same digest.
 fn confirmed(observed: &Observed) -> Option<Digest> {
     let Answer::Present { digest, build_uid } = &observed.image else {
         return None;
     };
     let reported = match &observed.job {
-        JobState::Present(job) => matches!(
-            &job.outcome,
-            Some(JobOutcome::Complete { report: Some(report), .. }) if report.pushed() == Some(*digest)
-        ),
-        JobState::Absent | JobState::Foreign => false,
+        JobState::Present(job) => match &job.outcome {
+            Some(JobOutcome::Complete { report, .. }) => {
+                report.as_ref().map_or(job.left_digest, BuildReport::pushed)
+            }
+            _ => None,
+        },
+        JobState::Absent | JobState::Foreign => None,
     };
     let ours = build_uid.is_some() && *build_uid == observed.os_build.uid();
-    (reported || ours).then_some(*digest)
+    (reported == Some(*digest) || ours).then_some(*digest)
 }
 
 fn vanished(observed: &Observed, now: Timestamp) -> Plan {

@@ -68,7 +68,19 @@ fn job(outcome: JobOutcome) -> JobState {
         is_going: false,
         created: Some(now() - SignedDuration::from_secs(3)),
         outcome: Some(outcome),
+        left_digest: None,
     }))
+}
+
+/// A complete Job of the incumbent, whose pod left this digest.
+fn left(hex: &str) -> JobState {
+    match complete(None, 1) {
+        JobState::Present(mut job) => {
+            job.left_digest = Some(format!("sha256:{hex}").parse().unwrap());
+            JobState::Present(job)
+        }
+        other => other,
+    }
 }
 
 fn object(name: &str) -> Target {
@@ -593,6 +605,18 @@ fn every_rule_has_its_steps() {
         ),
         (
             with_image(Building, complete(None, 1), present(None)),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(Building, left(HEX), present(None)),
+            "succeeded",
+            vec!["annotate", "set-build-status", "tell", "tell"],
+            Some(Succeeded),
+        ),
+        (
+            with_image(Building, left(&HEX.replace("220a", "330b")), present(None)),
             "unconfirmed",
             vec!["annotate", "set-build-status"],
             Some(Building),
