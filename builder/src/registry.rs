@@ -12,6 +12,7 @@ mod blobs;
 mod error;
 mod exchange;
 mod journey;
+mod listing;
 mod login;
 mod manifests;
 mod pace;

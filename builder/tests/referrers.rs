@@ -204,7 +204,59 @@ fn a_registry_that_does_not_delete_says_so_once(program: Program) {
     );
 }
 
+fn a_repository_lists_its_tags_and_an_index_its_manifests(program: Program) {
+    if !program.is_there("a_repository_lists_its_tags_and_an_index_its_manifests") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let server = RegistryServer::start(program, folder.path());
+    let (registry, at) = (client(&server.host), repository(&server.host));
+    block_on(async {
+        let none: [&str; 0] = [];
+        assert_eq!(registry.tags(&at).await.unwrap(), none, "no repository");
+        assert!(
+            registry
+                .stored_manifest(&at.tagged("v1"))
+                .await
+                .unwrap()
+                .is_none()
+        );
+        let (image, size) = push(&registry, &at, &["v1", "v2"], None).await;
+        let text = Bytes::from(index(&[descriptor(image, size)]));
+        let all = at.tagged("all");
+        registry.push_manifest(&all, INDEX, &text).await.unwrap();
+        let mut tags = registry.tags(&at).await.unwrap();
+        tags.sort();
+        assert_eq!(tags, ["all", "v1", "v2"]);
+        for (tag, children) in [("all", vec![image]), ("v1", vec![])] {
+            let found = registry.stored_manifest(&at.tagged(tag)).await.unwrap();
+            assert_eq!(found.unwrap().children(), Some(children), "{tag}");
+        }
+        registry.delete_manifest(&at, image).await.unwrap();
+        assert_eq!(registry.tags(&at).await.unwrap(), ["all"]);
+    });
+}
+
+#[test]
+fn tags_are_listed_page_by_page_and_null_is_none() {
+    let proxy = Proxy::start(0, move |_, before| match before {
+        0 => {
+            let next = "</v2/org/os/tags/list?last=b>; rel=\"next\"".to_owned();
+            Action::Answer(200, vec![("link", next)], r#"{"tags": ["a", "b"]}"#)
+        }
+        1 => Action::Answer(200, Vec::new(), r#"{"name": "org/os", "tags": ["c"]}"#),
+        _ => Action::Answer(200, Vec::new(), r#"{"name": "org/os", "tags": null}"#),
+    });
+    let (registry, at) = (client(&proxy.host), repository(&proxy.host));
+    block_on(async {
+        assert_eq!(registry.tags(&at).await.unwrap(), ["a", "b", "c"]);
+        let none: [&str; 0] = [];
+        assert_eq!(registry.tags(&at).await.unwrap(), none);
+    });
+}
+
 with_both_registries! {
+    a_repository_lists_its_tags_and_an_index_its_manifests
     what_refers_to_an_image_is_found_by_the_tag_that_stands_for_it
     a_tag_goes_alone_where_tags_are_kept_apart_and_a_manifest_takes_its_tags_along
     a_registry_that_does_not_delete_says_so_once

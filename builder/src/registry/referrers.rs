@@ -97,8 +97,8 @@ fn index(subject: Subject<'_>, bytes: &[u8]) -> Result<Vec<Descriptor>, Registry
     Ok(index.manifests)
 }
 
-/// `</v2/a/referrers/b?last=c>; rel="next"`
-fn next_page(link: &str) -> Option<&str> {
+/// The place in a Link header like `</v2/a/referrers/b?last=c>; rel="next"`.
+pub(super) fn next_page(link: &str) -> Option<&str> {
     let (place, relation) = link.trim().strip_prefix('<')?.split_once('>')?;
     relation.contains("next").then_some(place)
 }
