@@ -29,6 +29,7 @@ use crate::events::{Notice, Reason};
 use crate::live::Live as _;
 use crate::metrics::{Deletion, Kind, Outcome};
 use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
+use crate::registries::in_use;
 
 /// Longer than the apiserver's own limit of a minute for a request, so that its answer is what is told.
 const STEP_LIMIT: Duration = Duration::from_secs(90);
@@ -441,13 +442,6 @@ async fn delete_image(
     let Some(digest) = image.digest else {
         return delete_note(context, root, deletion).await;
     };
-    // once more, since a node may have taken it since it was observed
-    if let Some(used) = context.users().await?.of(digest, Some(&root.uid)) {
-        return Err(Error::InUse {
-            image: image.to_string(),
-            used: used.to_string(),
-        });
-    }
     let registry = context
         .registries
         .open(push_secret)
@@ -456,6 +450,14 @@ async fn delete_image(
             image: image.to_string(),
             source,
         })?;
+    // once more, since a node may have taken it since it was observed
+    let users = context.users().await?;
+    if let Some(used) = in_use(&registry, image, digest, &users, Some(&root.uid)).await {
+        return Err(Error::InUse {
+            image: image.to_string(),
+            used: used.to_string(),
+        });
+    }
     match registry.delete_manifest(&image.repository, digest).await {
         Ok(()) => {
             context.metrics.image_deletion(Deletion::Deleted);

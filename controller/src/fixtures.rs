@@ -10,6 +10,7 @@ use crate::api::machine_os_config::{ContainerfileArch, OsContainerfile};
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation};
 use crate::inputs::{BuildInputs, OptionalMounts, Sources};
 use crate::job::{JobSettings, Resources};
+use crate::ledger::Entry;
 use crate::phase::Phase;
 
 const DIGEST: &str = "sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
@@ -105,6 +106,17 @@ pub(crate) fn job_settings() -> JobSettings {
         priority_class: None,
         shape: None,
         tier: "auto".to_owned(),
+    }
+}
+
+/// An entry of the ledger.
+pub(crate) fn entry(image: &str) -> Entry {
+    Entry {
+        image: image.to_owned(),
+        push_secret: "push".to_owned(),
+        os_build: "worker-0".to_owned(),
+        since: now(),
+        keep: false,
     }
 }
 

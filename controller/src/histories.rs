@@ -114,6 +114,9 @@ fn act(world: &mut World, Action { verb, n }: Action) {
         Verb::PoolWell => world.degrade(n, false),
         Verb::NodeWants => world.node_wants(n),
         Verb::NodeHas => world.node_has(n),
+        Verb::NodeStages => world.node_stages(n),
+        Verb::Pin => world.pin(n),
+        Verb::KeepImage => world.keep_image(n),
         Verb::NodeLeaves => world.node_leaves(n),
         Verb::PodStarts => {
             world.pod_starts(n);

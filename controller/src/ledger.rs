@@ -23,7 +23,8 @@ use crate::context::Context;
 use crate::error::{class_of, code};
 use crate::live::Live as _;
 use crate::metrics::Deletion;
-use crate::registries::RegistriesError;
+use crate::registries::{RegistriesError, in_use};
+use crate::usage::Use;
 
 /// The ConfigMap.
 pub const LEDGER_NAME: &str = "strata-image-ledger";
@@ -40,12 +41,20 @@ pub struct Entry {
     pub os_build: String,
     /// When it was entered.
     pub since: Timestamp,
+    /// Whether an administrator wants it to stay: then it is never deleted, and whoever takes the entry out leaves the image to the registry.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 impl Entry {
-    /// A key that a ConfigMap allows, the same for the same image.
-    fn key(&self) -> String {
-        hex::encode(Sha256::digest(&self.image))[..32].to_owned()
+    /// A key that a ConfigMap allows, the same for the same image. What is to be kept has one of its own, so that no other build that had the
+    /// image writes over it.
+    pub(crate) fn key(&self) -> String {
+        let key = &hex::encode(Sha256::digest(&self.image))[..32];
+        match self.keep {
+            true => format!("keep-{key}"),
+            false => key.to_owned(),
+        }
     }
 }
 
@@ -200,7 +209,7 @@ pub async fn drain(context: &Context, told: &mut Told) -> Result<bool, crate::er
     let before = std::mem::take(told);
     let mut unfinished = false;
     let mut left = 0;
-    for entry in entries {
+    for entry in entries.into_iter().filter(|entry| !entry.keep) {
         let Ok(image) = entry.image.parse::<Reference>() else {
             context.ledger.forget(&entry).await?;
             continue;
@@ -261,13 +270,19 @@ async fn delete(
     let Some(digest) = image.digest else {
         return Ok(Drained::Gone);
     };
-    if context.users().await?.of(digest, None).is_some() {
+    let users = context.users().await?;
+    if users.of(digest, None).is_some() {
         return Ok(Drained::InUse);
     }
     let registry = match open(context, entry, image).await {
         Ok(registry) => registry,
         Err(error) => return Ok(Drained::Later(chain(&error))),
     };
+    match in_use(&registry, image, digest, &users, None).await {
+        None => {}
+        Some(Use::Unknown(why)) => return Ok(Drained::Later(why)),
+        Some(_) => return Ok(Drained::InUse),
+    }
     Ok(
         match registry.delete_manifest(&image.repository, digest).await {
             Ok(()) => Drained::Gone,
@@ -308,17 +323,24 @@ async fn open(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
 
     #[test]
     fn an_entry_has_a_key_that_a_config_map_takes_and_that_its_image_decides() {
         let entry = |image: &str, second| Entry {
-            image: image.to_owned(),
-            push_secret: "push".to_owned(),
-            os_build: "worker-0".to_owned(),
             since: Timestamp::from_second(second).unwrap(),
+            ..fixtures::entry(image)
         };
         let key = entry("q.io/a/b@sha256:0", 1).key();
-        assert!(key.len() <= 253 && key.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        let keep = Entry {
+            keep: true,
+            ..entry("q.io/a/b@sha256:0", 1)
+        };
+        for key in [&key, &keep.key()] {
+            let is_right = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            assert!(key.len() <= 253 && key.bytes().all(is_right));
+        }
+        assert_ne!(key, keep.key());
         assert_eq!(key, entry("q.io/a/b@sha256:0", 2).key());
         assert_ne!(key, entry("q.io/a/c@sha256:0", 1).key());
     }

@@ -8,8 +8,9 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Secret};
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
-use kube::{Api, Resource};
+use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
+use strata_builder::error::chain;
 use strata_builder::reference::Reference;
 
 use crate::api::{
@@ -21,8 +22,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
-use crate::registries::{Answer, read_controller_config};
-use crate::usage::Users;
+use crate::registries::{Answer, in_use, read_controller_config};
+use crate::usage::{Use, Users};
 use crate::wanted::Wanted;
 
 /// What observing needs. Absence is a value; every error is the apiserver's.
@@ -79,6 +80,14 @@ pub trait Live: Sync {
 
     /// All that can name an image.
     fn users(&self) -> impl Read<Users>;
+
+    /// Who needs `image`, asked with the Secret `push_secret`; what is being deleted needs nothing, nor does the build with the UID `asking`.
+    fn used(
+        &self,
+        image: &Reference,
+        push_secret: &str,
+        asking: Option<&str>,
+    ) -> impl Read<Option<Use>>;
 
     /// What the registry says of `image`, asked with the Secret `push_secret`; with `manifest` its build's UID too.
     fn look(
@@ -187,21 +196,66 @@ impl Live for Context {
     }
 
     async fn users(&self) -> Result<Users, Error> {
-        let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
+        let nodes: Api<Node> = Api::all(self.client.clone());
         // in the order in which an image is handed on: so none is missed that changes hands meanwhile
         let os_builds = list(&Api::all(self.client.clone()), "MachineOSBuilds", None).await?;
+        let entries = self.ledger.entries().await?;
         let os_configs = list(&Api::all(self.client.clone()), "MachineOSConfigs", None).await?;
-        let nodes = list(&nodes, "Nodes", None).await?;
+        let machine_configs = machine_configs(self).await?;
+        let nodes = nodes.list_metadata(&ListParams::default()).await;
         Ok(Users {
-            nodes,
+            nodes: nodes.map_err(failed(|| "Nodes".to_owned()))?.items,
             os_configs,
             os_builds,
+            machine_configs,
+            entries,
+        })
+    }
+
+    async fn used(
+        &self,
+        image: &Reference,
+        push_secret: &str,
+        asking: Option<&str>,
+    ) -> Result<Option<Use>, Error> {
+        let Some(digest) = image.digest else {
+            return Ok(None);
+        };
+        let users = self.users().await?;
+        Ok(match self.registries.open(push_secret).await {
+            Ok(registry) => in_use(&registry, image, digest, &users, asking).await,
+            Err(error) => {
+                let unknown = || Some(Use::Unknown(chain(&error)));
+                users.of(digest, asking).or_else(unknown)
+            }
         })
     }
 
     async fn look(&self, image: &Reference, push_secret: &str, manifest: bool) -> Answer {
         self.registries.look(image, push_secret, manifest).await
     }
+}
+
+/// All MachineConfigs as they are now, without what names no image. They are large, so of those that the watch has told in
+/// this version only that is asked.
+async fn machine_configs(context: &Context) -> Result<Vec<Arc<MachineConfig>>, Error> {
+    let api: Api<MachineConfig> = Api::all(context.client.clone());
+    let listed = api.list_metadata(&ListParams::default()).await;
+    let mut found = Vec::new();
+    for one in listed
+        .map_err(failed(|| "MachineConfigs".to_owned()))?
+        .items
+    {
+        let name = one.name_any();
+        let known = context.cache.machine_configs.get(&name).filter(|known| {
+            known.uid() == one.uid() && known.resource_version() == one.resource_version()
+        });
+        match known {
+            Some(known) => found.push(known),
+            None => found.extend(get(&api, "MachineConfig", &name).await?.map(Arc::new)),
+        }
+    }
+    Ok(found)
 }
 
 /// What the newest event with `selector` says.

@@ -21,6 +21,7 @@ use crate::api::{CONTROLLER_CONFIG_NAME, ControllerConfig};
 use crate::error::{class_of, code};
 use crate::etc_containers::{BundleError, Bundles, authorities};
 use crate::secrets::{SecretError, docker_config};
+use crate::usage::{Use, Users};
 
 /// A registry's bad second is waited for here; a bad minute by the object that needs it.
 const BOUNDS: Bounds = Bounds {
@@ -225,6 +226,57 @@ async fn look_inside(
         })),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Who needs `image`, also as a part of an index: one that is the image itself, and any in its repository that is named. What
+/// can't be read may need it.
+pub async fn in_use(
+    registry: &Registry,
+    image: &Reference,
+    digest: Digest,
+    users: &Users,
+    asking: Option<&str>,
+) -> Option<Use> {
+    if let Some(used) = users.of(digest, asking) {
+        return Some(used);
+    }
+    let children = match parts(registry, image).await {
+        Ok(found) => found.map_or_else(Vec::new, |(_, children)| children),
+        Err(unknown) => return Some(unknown),
+    };
+    if let Some(used) = children
+        .into_iter()
+        .find_map(|child| users.of(child, asking))
+    {
+        return Some(used);
+    }
+    for index in users.possible_indexes(&image.repository) {
+        match parts(registry, &index).await {
+            Ok(Some((of_index, children))) => {
+                if of_index == digest || children.contains(&digest) {
+                    return Some(Use::Index(index.to_string()));
+                }
+            }
+            Ok(None) => {}
+            Err(unknown) => return Some(unknown),
+        }
+    }
+    None
+}
+
+/// The digest of what `image` names, and the manifests that it is made of.
+async fn parts(
+    registry: &Registry,
+    image: &Reference,
+) -> Result<Option<(Digest, Vec<Digest>)>, Use> {
+    let found = registry.stored_manifest(image).await;
+    let Some(manifest) = found.map_err(|error| Use::Unknown(chain(&error)))? else {
+        return Ok(None);
+    };
+    match manifest.children() {
+        Some(children) => Ok(Some((manifest.digest, children))),
+        None => Err(Use::Unknown(format!("{image} is an unreadable index"))),
     }
 }
 

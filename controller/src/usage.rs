@@ -1,27 +1,47 @@
 //! Does anything need this image?
 //!
 //! Pure. An image is known by its digest alone: a mirror or another name of the repository doesn't make it another
-//! image. Whoever asks reads nodes, configs and builds at that moment; a read that fails means *in use*.
+//! image. Whoever asks reads all that can name it at that moment; a read that fails means *in use*.
+//!
+//! | who needs an image | by |
+//! | --- | --- |
+//! | a node | any annotation whose value has the digest: what it runs and shall run, what rpm-ostree or bootc has staged or goes back to |
+//! | a MachineOSConfig | its status, the image that it is to be seeded with, the images that it is to keep |
+//! | a MachineOSBuild | its status, the image that it is about to take instead of being built |
+//! | a MachineConfig | its base image and its extensions image |
+//! | an administrator | the keeping annotation on the MachineOSBuild, remembered in the ledger when that is gone |
+//! | an index | naming it among its manifests, while one of the above names the index |
 
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 use kube::core::PartialObjectMeta;
 use strata_builder::digest::Digest;
+use strata_builder::reference::{Reference, Repository};
 
-use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
+use crate::api::{MachineConfig, MachineOSBuild, MachineOSConfig, annotation};
+use crate::ledger::Entry;
 use crate::phase::Phase;
 
 /// Who needs an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// It runs on this node, or shall.
+    /// It runs on this node, or shall, or did.
     Node(String),
-    /// Status of this MachineOSConfig names it.
+    /// Status or an annotation of this MachineOSConfig names it.
     Config(String),
     /// Status of this MachineOSBuild names it.
     Build(String),
+    /// Images are made from it by this MachineConfig.
+    MachineConfig(String),
+    /// An administrator wants the image of this MachineOSBuild to stay.
+    Kept(String),
+    /// It is a part of this index, which is needed.
+    Index(String),
+    /// That can't be told, and why.
+    Unknown(String),
 }
 
 impl fmt::Display for Use {
@@ -30,6 +50,14 @@ impl fmt::Display for Use {
             Use::Node(name) => write!(f, "node {name} names it"),
             Use::Config(name) => write!(f, "MachineOSConfig {name} names it"),
             Use::Build(name) => write!(f, "MachineOSBuild {name} names it"),
+            Use::MachineConfig(name) => write!(f, "MachineConfig {name} names it"),
+            Use::Kept(name) => write!(
+                f,
+                "MachineOSBuild {name} has the annotation {}",
+                annotation::KEEP_IMAGE
+            ),
+            Use::Index(name) => write!(f, "{name}, which is needed, names it"),
+            Use::Unknown(why) => write!(f, "whether it is needed can't be told: {why}"),
         }
     }
 }
@@ -43,20 +71,28 @@ pub struct Users {
     pub os_configs: Vec<MachineOSConfig>,
     /// All of the cluster.
     pub os_builds: Vec<MachineOSBuild>,
+    /// All of the cluster; they may be trimmed to what names images.
+    pub machine_configs: Vec<Arc<MachineConfig>>,
+    /// Of the ledger.
+    pub entries: Vec<Entry>,
 }
 
 impl Users {
     /// The first that needs the image. What is being deleted needs none, nor does the build with the UID `asking`.
     #[must_use]
     pub fn of(&self, digest: Digest, asking: Option<&str>) -> Option<Use> {
-        let names = |image: Option<&str>| image.is_some_and(|image| has_digest(image, digest));
+        self.beside_builds(digest)
+            .or_else(|| self.of_builds(digest, asking))
+    }
+
+    /// The first that needs the image, other than a MachineOSBuild that has it.
+    #[must_use]
+    pub fn beside_builds(&self, digest: Digest) -> Option<Use> {
+        let text = digest.to_string();
+        let names = |value: Option<&String>| value.is_some_and(|value| value.contains(&text));
         let node = self.nodes.iter().find(|node| {
-            [
-                annotation::NODE_CURRENT_IMAGE,
-                annotation::NODE_DESIRED_IMAGE,
-            ]
-            .iter()
-            .any(|key| names(node.annotations().get(*key).map(String::as_str)))
+            let mut annotations = node.annotations().values();
+            annotations.any(|value| value.contains(&text))
         });
         if let Some(node) = node {
             return Some(Use::Node(node.name_any()));
@@ -64,26 +100,106 @@ impl Users {
         let config = self.os_configs.iter().find(|config| {
             let status = config.status.as_ref();
             // one that isn't seeded yet will name the image of its annotation
-            let seeded = config.annotations().get(annotation::PRE_BUILT_IMAGE);
+            let annotated = |key| names(config.annotations().get(key));
             config.metadata.deletion_timestamp.is_none()
-                && (names(status.and_then(|status| status.current_image_pull_spec.as_deref()))
-                    || names(seeded.map(String::as_str)))
+                && (names(status.and_then(|status| status.current_image_pull_spec.as_ref()))
+                    || annotated(annotation::PRE_BUILT_IMAGE)
+                    || annotated(annotation::KEEP_IMAGE))
         });
         if let Some(config) = config {
             return Some(Use::Config(config.name_any()));
         }
+        let machine_config = self.machine_configs.iter().find(|machine_config| {
+            let spec = &machine_config.spec;
+            names(spec.os_image_url.as_ref()) || names(spec.extensions_image.as_ref())
+        });
+        if let Some(machine_config) = machine_config {
+            return Some(Use::MachineConfig(machine_config.name_any()));
+        }
+        let mut kept = self.os_builds.iter();
+        let kept = kept.find(|build| {
+            is_to_be_kept(build) && image_of(build).is_some_and(|image| has_digest(image, digest))
+        });
+        if let Some(build) = kept {
+            return Some(Use::Kept(build.name_any()));
+        }
+        let mut entries = self.entries.iter();
+        entries
+            .find(|entry| entry.keep && has_digest(&entry.image, digest))
+            .map(|entry| Use::Kept(entry.os_build.clone()))
+    }
+
+    fn of_builds(&self, digest: Digest, asking: Option<&str>) -> Option<Use> {
+        let names = |image: Option<&str>| image.is_some_and(|image| has_digest(image, digest));
         let build = self.os_builds.iter().find(|build| {
-            let status = build.status.as_ref();
             // one that is about to say that it takes this image instead of being built
             let claimed = build.annotations().get(annotation::REUSED_IMAGE);
             let claimed = claimed.filter(|_| !Phase::of_build(build).is_terminal());
             build.metadata.deletion_timestamp.is_none()
                 && build.metadata.uid.as_deref() != asking
-                && (names(status.and_then(|status| status.digested_image_push_spec.as_deref()))
-                    || names(claimed.map(String::as_str)))
+                && (names(image_of(build)) || names(claimed.map(String::as_str)))
         });
         build.map(|build| Use::Build(build.name_any()))
     }
+
+    /// What of `repository` is named and may be an index, each once: all images but those that builds here have pushed.
+    #[must_use]
+    pub fn possible_indexes(&self, repository: &Repository) -> Vec<Reference> {
+        let on_nodes = self.nodes.iter().flat_map(|node| node.annotations());
+        let on_nodes = on_nodes.filter(|(key, _)| {
+            let keys = [
+                annotation::NODE_CURRENT_IMAGE,
+                annotation::NODE_DESIRED_IMAGE,
+            ];
+            keys.contains(&key.as_str())
+        });
+        let of_configs = self.os_configs.iter().flat_map(|config| {
+            let status = config.status.as_ref();
+            let annotated = |key| config.annotations().get(key);
+            let kept = annotated(annotation::KEEP_IMAGE).into_iter();
+            let kept = kept.flat_map(|list| list.split([',', ' ']));
+            let current = status.and_then(|status| status.current_image_pull_spec.as_deref());
+            let seed = annotated(annotation::PRE_BUILT_IMAGE).map(String::as_str);
+            kept.chain(current).chain(seed)
+        });
+        let of_machine_configs = self.machine_configs.iter().flat_map(|machine_config| {
+            let spec = &machine_config.spec;
+            [&spec.os_image_url, &spec.extensions_image]
+                .into_iter()
+                .filter_map(|image| image.as_deref())
+        });
+        let named = on_nodes.map(|(_, value)| value.as_str());
+        let named = named.chain(of_configs).chain(of_machine_configs);
+        let mut found: Vec<Reference> = Vec::new();
+        for image in named.filter_map(|image| image.parse::<Reference>().ok()) {
+            let is_built = |digest| {
+                let mut builds = self.os_builds.iter();
+                builds.any(|build| {
+                    !crate::reuse::is_pre_built(build)
+                        && image_of(build).is_some_and(|image| has_digest(image, digest))
+                })
+            };
+            if image.repository == *repository
+                && !image.digest.is_some_and(is_built)
+                && !found.contains(&image)
+            {
+                found.push(image);
+            }
+        }
+        found
+    }
+}
+
+/// Whether an administrator wants the image of `os_build` to stay.
+#[must_use]
+pub fn is_to_be_kept(os_build: &MachineOSBuild) -> bool {
+    let value = os_build.annotations().get(annotation::KEEP_IMAGE);
+    value.is_some_and(|value| value != "false")
+}
+
+fn image_of(os_build: &MachineOSBuild) -> Option<&str> {
+    let status = os_build.status.as_ref()?;
+    status.digested_image_push_spec.as_deref()
 }
 
 /// Whether the reference `image` ends in this digest.
@@ -94,111 +210,4 @@ fn has_digest(image: &str, digest: Digest) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::machine_os_config::MachineOSConfigStatus;
-    use crate::fixtures;
-
-    const IMAGE: &str = "10.0.0.1:5000/os/worker@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
-
-    fn digest() -> Digest {
-        IMAGE.rsplit_once('@').unwrap().1.parse().unwrap()
-    }
-
-    fn node(key: &str, value: &str) -> PartialObjectMeta<Node> {
-        let mut node: PartialObjectMeta<Node> = PartialObjectMeta::default();
-        node.metadata.name = Some("node1".to_owned());
-        node.annotations_mut()
-            .insert(key.to_owned(), value.to_owned());
-        node
-    }
-
-    #[test]
-    fn nodes_configs_and_builds_that_live_need_the_images_they_name() {
-        let elsewhere = IMAGE.replace("10.0.0.1:5000", "mirror.example.com");
-        let mut os_config = fixtures::os_config();
-        os_config.status = Some(MachineOSConfigStatus {
-            current_image_pull_spec: Some(IMAGE.to_owned()),
-            ..MachineOSConfigStatus::default()
-        });
-        let mut seeded = fixtures::os_config();
-        seeded
-            .annotations_mut()
-            .insert(annotation::PRE_BUILT_IMAGE.to_owned(), IMAGE.to_owned());
-        let mut going = os_config.clone();
-        going.metadata.deletion_timestamp = Some(
-            k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH),
-        );
-        let os_build = fixtures::os_build_with_image(IMAGE);
-        let nodes = |key, value: &str| Users {
-            nodes: vec![node(key, value)],
-            ..Users::default()
-        };
-        let configs = |config: &MachineOSConfig| Users {
-            os_configs: vec![config.clone()],
-            ..Users::default()
-        };
-        let claim = |mut os_build: MachineOSBuild| {
-            os_build
-                .annotations_mut()
-                .insert(annotation::REUSED_IMAGE.to_owned(), IMAGE.to_owned());
-            os_build
-        };
-        let mut ended = os_build.clone();
-        let other = IMAGE.replace("220a", "330b");
-        ended
-            .status
-            .get_or_insert_default()
-            .digested_image_push_spec = Some(other);
-        let builds = Users {
-            os_builds: vec![os_build],
-            ..Users::default()
-        };
-        let claimed = Users {
-            os_builds: vec![claim(fixtures::os_build())],
-            ..Users::default()
-        };
-        let no_longer_claimed = Users {
-            os_builds: vec![claim(ended)],
-            ..Users::default()
-        };
-        let on_node = Some(Use::Node("node1".to_owned()));
-        let by_config = Some(Use::Config("worker".to_owned()));
-        for (users, asking, wanted) in [
-            (
-                nodes(annotation::NODE_CURRENT_IMAGE, IMAGE),
-                None,
-                on_node.clone(),
-            ),
-            (
-                nodes(annotation::NODE_DESIRED_IMAGE, &elsewhere),
-                None,
-                on_node,
-            ),
-            (nodes(annotation::NODE_DESIRED_IMAGE, ""), None, None),
-            (
-                nodes(annotation::NODE_DESIRED_IMAGE, "junk@sha256:12"),
-                None,
-                None,
-            ),
-            (configs(&os_config), None, by_config.clone()),
-            (configs(&seeded), None, by_config),
-            (configs(&going), None, None),
-            (
-                builds.clone(),
-                None,
-                Some(Use::Build(builds.os_builds[0].name_any())),
-            ),
-            (builds.clone(), Some("build-uid"), None),
-            (
-                claimed.clone(),
-                None,
-                Some(Use::Build(claimed.os_builds[0].name_any())),
-            ),
-            (no_longer_claimed, None, None),
-            (Users::default(), None, None),
-        ] {
-            assert_eq!(users.of(digest(), asking), wanted);
-        }
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 //! One watch per kind feeds the [`cache`](crate::cache) and queues what depends on the object that was touched. A
 //! watch that breaks is begun again, with a growing delay; meanwhile the last state holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
@@ -25,9 +25,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use crate::api::{
-    MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation, label, name,
-};
+use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, label, name};
 use crate::cache::{
     Cache, Keeper, Kept, Meta, build_groups, by_pool, by_secret, config_groups, kept, owned_groups,
     pool_groups, ungrouped,
@@ -124,6 +122,7 @@ impl Concerned {
     }
 
     pub(crate) fn machine_config(&self, machine_config: &MachineConfig) {
+        self.queues.unneeded.notify_one();
         for pool in self.known.pools.names_in(&machine_config.name_any()) {
             self.pool_with_configs(&pool);
         }
@@ -224,16 +223,10 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
     let to = each();
     watching.namespaced(config_map_keeper, move |it| to.config_map(it));
     let to = each();
-    let mut images: HashMap<String, [Option<String>; 2]> = HashMap::new();
+    let mut images: HashMap<String, BTreeMap<String, String>> = HashMap::new();
     watching.everywhere(node_keeper, keep_images, move |node| {
         let name = node.name_any();
-        let named = nodes.get(&name).map(|node| {
-            [
-                annotation::NODE_CURRENT_IMAGE,
-                annotation::NODE_DESIRED_IMAGE,
-            ]
-            .map(|key| node.annotations().get(key).cloned())
-        });
+        let named = nodes.get(&name).map(|node| node.annotations().clone());
         // a node's heartbeat concerns nobody
         if images.get(&name) != named.as_ref() {
             to.queues.unneeded.notify_one();
@@ -371,11 +364,6 @@ fn keep_names(machine_config: &mut MachineConfig) {
 
 fn keep_images(node: &mut Meta<Node>) {
     node.labels_mut().clear();
-    node.annotations_mut().retain(|key, _| {
-        [
-            annotation::NODE_CURRENT_IMAGE,
-            annotation::NODE_DESIRED_IMAGE,
-        ]
-        .contains(&key.as_str())
-    });
+    node.annotations_mut()
+        .retain(|_, value| value.contains("sha256:"));
 }

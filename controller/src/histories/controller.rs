@@ -354,7 +354,7 @@ impl World {
                 Ok(Some((Root::of(observed.pool.as_ref()), plan, None)))
             }
             Key::Ledger => {
-                let entries = self.ledger.values().cloned();
+                let entries = self.ledger.values().filter(|entry| !entry.keep).cloned();
                 let left: VecDeque<_> = entries.map(Work::LookAtEntry).collect();
                 self.work(Pass {
                     key,

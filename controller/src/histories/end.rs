@@ -14,6 +14,7 @@ use super::table::{Propagation, owners};
 use super::world::{CONFIGS, World};
 use crate::api::condition::is_true;
 use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
+use crate::ledger::Entry;
 use crate::phase::Phase;
 
 /// Far more rounds than the longest way to an end takes.
@@ -234,7 +235,9 @@ impl World {
     fn leaks(&self) -> impl Iterator<Item = Digest> {
         let images = self.registry.images.iter();
         let ours = images.filter(|(digest, image)| {
-            !self.registry.excused.contains(digest) && !self.not_ours.contains(&image.build_uid)
+            !self.registry.excused.contains(digest)
+                && !self.registry.kept.contains(digest)
+                && !self.not_ours.contains(&image.build_uid)
         });
         ours.map(|(digest, _)| *digest)
     }
@@ -247,7 +250,7 @@ impl World {
                 .delete(&mut self.clock, name, Propagation::Background);
         }
         self.come_to_rest();
-        (0..2).for_each(|n| self.node_leaves(n));
+        self.let_go();
         self.come_to_rest();
         let builds = self.os_builds.all().map(kube::ResourceExt::name_any);
         let jobs = self.jobs.all().map(kube::ResourceExt::name_any);
@@ -255,7 +258,11 @@ impl World {
         let pods = self.pods.all().map(kube::ResourceExt::name_any);
         let mut left: Vec<String> = builds.chain(jobs).chain(config_maps).chain(pods).collect();
         left.extend(self.leaks().map(|digest| digest.to_string()));
-        left.extend(self.ledger.keys().cloned());
+        let stays = |entry: &&Entry| {
+            digest_of(&entry.image).is_some_and(|digest| self.registry.kept.contains(&digest))
+        };
+        let entries = self.ledger.values().filter(|entry| !stays(entry));
+        left.extend(entries.map(|entry| entry.image.clone()));
         if !left.is_empty() {
             self.breaks("nothing is left over", || left.join(", "));
         }

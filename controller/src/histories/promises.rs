@@ -37,8 +37,12 @@ impl World {
         let digest = digest.to_string();
         let names = |image: Option<&String>| image.is_some_and(|image| image.ends_with(&digest));
         let node = self.nodes.all().find(|node| {
-            let on = |key| names(node.annotations().get(key));
-            on(annotation::NODE_CURRENT_IMAGE) || on(annotation::NODE_DESIRED_IMAGE)
+            let mut annotations = node.annotations().values();
+            annotations.any(|value| value.contains(&digest))
+        });
+        let pinned = self.machine_configs.all().find(|one| {
+            let base = one.spec.os_image_url.as_ref();
+            names(base)
         });
         let os_config = self.os_configs.all().find(|one| {
             let status = one.status.as_ref();
@@ -51,8 +55,22 @@ impl World {
                 && one.metadata.uid.as_deref() != asking
                 && names(status.and_then(|status| status.digested_image_push_spec.as_ref()))
         });
+        let to_stay = self.os_builds.all().find(|one| {
+            let status = one.status.as_ref();
+            let annotation = one.annotations().get(annotation::KEEP_IMAGE);
+            annotation.is_some_and(|value| value.is_empty())
+                && names(status.and_then(|status| status.digested_image_push_spec.as_ref()))
+        });
+        let stays = self
+            .registry
+            .kept
+            .iter()
+            .find(|one| one.to_string() == digest);
         let user = node
             .map(kube::ResourceExt::name_any)
+            .or_else(|| pinned.map(kube::ResourceExt::name_any))
+            .or_else(|| to_stay.map(kube::ResourceExt::name_any))
+            .or_else(|| stays.map(|_| "the ledger".to_owned()))
             .or_else(|| os_config.map(kube::ResourceExt::name_any))
             .or_else(|| os_build.map(kube::ResourceExt::name_any));
         if let Some(user) = user {
@@ -85,6 +103,10 @@ impl World {
             let wanted = wanted(os_config, Some(&pool), Some(machine_config));
             Some(wanted.name()? == one.name_any())
         };
+        // its config was edited since
+        if of_this_spec(os_build) != Some(true) {
+            return;
+        }
         let made = self.os_builds.all().find(|one| {
             let status = one.status.clone().unwrap_or_default();
             let image = status.digested_image_push_spec.as_deref();

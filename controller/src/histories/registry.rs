@@ -21,6 +21,8 @@ pub(super) struct Registry {
     pub(super) keeps: bool,
     /// Deleted by others.
     pub(super) lost: BTreeSet<Digest>,
+    /// Somebody wanted them to stay when their build was deleted.
+    pub(super) kept: BTreeSet<Digest>,
     /// Nobody could know of these, or delete them: they may stay.
     pub(super) excused: BTreeSet<Digest>,
 }

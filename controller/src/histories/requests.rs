@@ -85,7 +85,7 @@ impl World {
                 Ok(())
             }
             Work::Forget(entry) => {
-                self.ledger.remove(&entry.image);
+                self.ledger.remove(&entry.key());
                 Ok(())
             }
         }
@@ -256,7 +256,11 @@ impl World {
                 Ok(())
             }
             Step::Remember(entry) => {
-                self.ledger.entry(entry.image.clone()).or_insert(entry);
+                if entry.keep {
+                    let image = entry.image.parse::<Reference>().ok();
+                    self.registry.kept.extend(image.and_then(|one| one.digest));
+                }
+                self.ledger.entry(entry.key()).or_insert(entry);
                 self.enqueue(Key::Ledger, self.clock.now + LEDGER_PAUSE);
                 Ok(())
             }

@@ -85,6 +85,12 @@ verbs! {
     /// A node has what it is to have.
     NodeHas "node-has" 2,
 
+    /// A node stages the image of its config, or forgets it.
+    NodeStages "node-stages" 1,
+    /// A MachineConfig names the image of a config, or no longer.
+    Pin "pin" 1,
+    /// The image of a build is to stay, or no longer.
+    KeepImage "keep-image" 1,
     /// A node goes back to the image that it had without a config.
     NodeLeaves "node-leaves" 1,
 
@@ -114,7 +120,7 @@ verbs! {
 
     // the registry
     /// It doesn't answer.
-    RegistryDown "registry-down" 2,
+    RegistryDown "registry-down" 3,
     /// It does.
     RegistryUp "registry-up" 2,
     /// What was pushed is not served yet.

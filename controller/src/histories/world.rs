@@ -32,7 +32,7 @@ use crate::ledger::Entry;
 use crate::live::Live;
 use crate::registries::Answer;
 use crate::secrets::{JSON_KEY, JSON_TYPE};
-use crate::usage::Users;
+use crate::usage::{Use, Users};
 use crate::wanted::{Wanted, wanted};
 
 /// Names of the configs, each with a pool and a node of its name.
@@ -42,6 +42,10 @@ const GOOD: u8 = 2;
 /// How many MachineConfigs of a pool there are: the first two on the same base image, the third on another; one more is missing.
 const RENDERED: u8 = 3;
 const PUSH_SECRET: &str = "push";
+/// Where a node tells what it has staged.
+const STAGED: &str = "example.com/rpm-ostree-state";
+/// A MachineConfig of no pool.
+const PIN: &str = "99-pinned";
 /// An image that was never built here.
 const SEED: &str = "registry.example.com/org/seed@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
 
@@ -382,12 +386,7 @@ impl World {
 
     pub(super) fn node_wants(&mut self, n: u8) {
         let name = CONFIGS[usize::from(n) % CONFIGS.len()];
-        let status = self
-            .os_configs
-            .get(name)
-            .and_then(|one| one.status.as_ref());
-        let image = status.and_then(|status| status.current_image_pull_spec.clone());
-        if let Some(image) = image {
+        if let Some(image) = self.adopted(name) {
             self.annotate_node(name, annotation::NODE_DESIRED_IMAGE, image);
         }
     }
@@ -409,6 +408,54 @@ impl World {
         self.nodes.change(&mut self.clock, name, |node| {
             node.annotations_mut().insert(key.to_owned(), image);
         });
+    }
+
+    /// A node stages the image of its config, or forgets what it had staged.
+    pub(super) fn node_stages(&mut self, n: u8) {
+        let name = CONFIGS[usize::from(n) % CONFIGS.len()];
+        let image = self.adopted(name).filter(|_| n % 4 < 2);
+        let staged = image.map(|image| format!(r#"{{"staged":{{"image":"{image}"}}}}"#));
+        self.annotate_node(name, STAGED, staged.unwrap_or_default());
+    }
+
+    /// Somebody wants the image of a build to stay, or no longer.
+    pub(super) fn keep_image(&mut self, n: u8) {
+        let Some(name) = self.os_builds.nth(n / 2).map(kube::ResourceExt::name_any) else {
+            return;
+        };
+        let value = if n.is_multiple_of(2) { "" } else { "false" };
+        self.os_builds.change(&mut self.clock, &name, |one| {
+            let annotations = one.annotations_mut();
+            annotations.insert(annotation::KEEP_IMAGE.to_owned(), value.to_owned());
+        });
+        self.note(|| format!("the image of build {name} is to stay: {value:?}"));
+    }
+
+    /// A MachineConfig names the image of a config, or the base image again.
+    pub(super) fn pin(&mut self, n: u8) {
+        let name = CONFIGS[usize::from(n) % CONFIGS.len()];
+        let image = self.adopted(name).filter(|_| n % 4 < 2);
+        let mut pinned = machine_config(name, 0);
+        pinned.metadata.name = Some(PIN.to_owned());
+        self.machine_configs.create(&mut self.clock, pinned);
+        self.note(|| format!("MachineConfig {PIN} names {image:?}"));
+        self.machine_configs
+            .change(&mut self.clock, PIN, |one| one.spec.os_image_url = image);
+    }
+
+    /// The image that status of this config names.
+    fn adopted(&self, name: &str) -> Option<String> {
+        let status = self.os_configs.get(name)?.status.as_ref()?;
+        status.current_image_pull_spec.clone()
+    }
+
+    /// Nothing but configs and builds names an image any more.
+    pub(super) fn let_go(&mut self) {
+        (0..2).for_each(|n| self.node_leaves(n));
+        self.pin(2);
+        for n in 0..u8::try_from(self.os_builds.all().count()).unwrap_or(u8::MAX) / 2 {
+            self.keep_image(2 * n + 1);
+        }
     }
 
     /// A node goes back to the image that it had without a config.
@@ -596,7 +643,19 @@ impl Live for World {
             nodes: self.nodes.all().map(metadata).collect(),
             os_configs: self.os_configs.all().cloned().collect(),
             os_builds: self.os_builds.all().cloned().collect(),
+            machine_configs: self.machine_configs.all().cloned().map(Arc::new).collect(),
+            entries: self.ledger.values().cloned().collect(),
         })
+    }
+
+    async fn used(
+        &self,
+        image: &Reference,
+        _push_secret: &str,
+        asking: Option<&str>,
+    ) -> Result<Option<Use>, Error> {
+        let users = self.users().await?;
+        Ok(image.digest.and_then(|digest| users.of(digest, asking)))
     }
 
     async fn look(&self, image: &Reference, push_secret: &str, manifest: bool) -> Answer {

@@ -12,6 +12,7 @@ use strata_builder::contract::BuildReport;
 use strata_builder::digest::Digest;
 use strata_builder::reference::Reference;
 
+use super::plan::pushed;
 use super::prepare::{Preparation, prepare};
 use crate::api::{self, MachineOSBuild, MachineOSConfig, annotation, label, name};
 use crate::cache::{Kept, Meta};
@@ -102,9 +103,12 @@ pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option
     if os_build.metadata.deletion_timestamp.is_some() {
         if api::is_guarded(&os_build) && !matches!(observed.job, JobState::Present(_)) {
             observed.image = image_to_delete(live, &os_build).await;
-            if let Answer::Present { digest, .. } = observed.image {
-                let users = live.users().await?;
-                observed.used = users.of(digest, os_build.uid().as_deref());
+            if let Answer::Present { digest, .. } = observed.image
+                && let Some(image) = pushed(&os_build, digest)
+                && let Some(secret) = os_build.annotations().get(annotation::PUSH_SECRET)
+            {
+                let asking = os_build.uid();
+                observed.used = live.used(&image, secret, asking.as_deref()).await?;
             }
         }
         return Ok(Some(observed));

@@ -7,6 +7,7 @@
 //! | --- | --- | --- | --- |
 //! | deleting-job | deleted, its Job is there | DeleteJob | unchanged |
 //! | deleting-done | deleted; no image, a seeded one, or our part done | DeleteImage (a note of steps), RemoveFinalizer | – |
+//! | deleting-kept | deleted, an administrator wants its image to stay | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-retain | deleted, something needs its image, or its registry has failed for long | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-image | deleted, nothing does | DeleteImage, RemoveFinalizer | – |
 //! | deleting-waiting | deleted, the registry can't be asked for now | – | – |
@@ -454,7 +455,7 @@ fn tell(reason: Reason, message: impl Into<String>) -> Step {
 // --- image
 
 /// Its repository with this digest.
-fn pushed(os_build: &MachineOSBuild, digest: Digest) -> Option<Reference> {
+pub(super) fn pushed(os_build: &MachineOSBuild, digest: Digest) -> Option<Reference> {
     let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
     Some(push.repository.digested(digest))
 }

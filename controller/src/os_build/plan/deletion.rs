@@ -11,11 +11,12 @@ use strata_builder::reference::Reference;
 use super::{ASK_AGAIN, image_name, pushed, recorded};
 use crate::api::{self, MachineOSBuild, annotation, condition};
 use crate::events::{Notice, Reason};
-use crate::ledger::Entry;
+use crate::ledger::{Entry, LEDGER_NAME};
 use crate::os_build::observe::{JobState, Observed};
 use crate::phase::Phase;
 use crate::plan::{ImageDeletion, Plan, Step};
 use crate::registries::Answer;
+use crate::usage::is_to_be_kept;
 
 /// Whoever removes a config removes its secrets too, in any order: this long a credential may still come back.
 const CREDENTIAL_LIMIT: SignedDuration = SignedDuration::from_secs(30);
@@ -52,6 +53,21 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
             ],
         )
     };
+    if is_to_be_kept(os_build)
+        && let Some(entry) = entry_to_keep(observed, now)
+    {
+        let told = format!(
+            "{} stays in the registry, as annotation {} asks; to let it go, take its entry out of ConfigMap {LEDGER_NAME}",
+            entry.image,
+            annotation::KEEP_IMAGE,
+        );
+        let steps = vec![
+            Step::Remember(entry),
+            Step::Tell(Notice::new(Reason::ImageRetained, told)),
+            Step::RemoveFinalizer,
+        ];
+        return Plan::new("deleting-kept", steps);
+    }
     match &observed.image {
         Answer::NotAsked => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
         Answer::Absent => {
@@ -129,11 +145,29 @@ fn note(os_build: &MachineOSBuild, since: SignedDuration) -> Option<Step> {
     })))
 }
 
+/// Of an image that is to stay, unless there is none.
+fn entry_to_keep(observed: &Observed, now: Timestamp) -> Option<Entry> {
+    let os_build = &observed.os_build;
+    let digest = match &observed.image {
+        Answer::Present { digest, .. } => *digest,
+        Answer::NotAsked | Answer::Absent => return None,
+        Answer::NoAccess(_) | Answer::Refused(_) | Answer::Unknown(_) => {
+            recorded(os_build)?.digest?
+        }
+    };
+    let entry = entry(os_build, digest, now)?;
+    Some(Entry {
+        keep: true,
+        ..entry
+    })
+}
+
 fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {
     Some(Entry {
         image: pushed(os_build, digest)?.to_string(),
         push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
         os_build: os_build.name_any(),
         since: condition::whole_second(now),
+        keep: false,
     })
 }

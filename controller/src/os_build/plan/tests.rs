@@ -219,6 +219,12 @@ fn every_rule_has_its_steps() {
         image: answer,
         ..seen(deleted(build_in(Succeeded), age))
     };
+    let kept = |answer: Answer| {
+        let mut observed = gone(answer, 0);
+        let annotations = observed.os_build.annotations_mut();
+        annotations.insert(annotation::KEEP_IMAGE.to_owned(), String::new());
+        observed
+    };
     let with_job = |phase, job| Observed {
         job,
         ..seen(build_in(phase))
@@ -305,7 +311,20 @@ fn every_rule_has_its_steps() {
                 ..gone(present(None), 0)
             },
             "deleting-retain",
+            retain.clone(),
+            None,
+        ),
+        (kept(present(None)), "deleting-kept", retain.clone(), None),
+        (
+            kept(Answer::Refused("no".to_owned())),
+            "deleting-kept",
             retain,
+            None,
+        ),
+        (
+            kept(Answer::Absent),
+            "deleting-done",
+            vec!["remove-finalizer"],
             None,
         ),
         (
