@@ -9,6 +9,8 @@ pub mod mounts;
 pub mod parse;
 pub mod words;
 
+pub use parse::nearest;
+
 /// A parsed file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Containerfile {

@@ -142,7 +142,7 @@ pub async fn perform(
 
 async fn run(context: &Context, root: &mut Root, step: Step) -> Result<(), Error> {
     let client = || context.client.clone();
-    let namespace = &context.settings.namespace;
+    let namespace = &context.namespace;
     let name = step.name();
     match step {
         Step::AddFinalizer => {

@@ -17,6 +17,7 @@ use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, label};
+use crate::phase::Phase;
 use crate::wanted::{Wanted, wanted};
 
 /// Objects of one kind, by name and by group.
@@ -249,10 +250,17 @@ pub fn config_groups(os_config: &MachineOSConfig) -> Vec<String> {
     ]
 }
 
-/// The group of a build: its config.
+/// Group of the builds that have not ended; no config has such a name.
+pub const ACTIVE: &str = "active builds";
+
+/// The groups of a build: its config, and [`ACTIVE`].
 #[must_use]
 pub fn build_groups(os_build: &MachineOSBuild) -> Vec<String> {
-    vec![os_build.spec.machine_os_config.name.clone()]
+    let active = !Phase::of_build(os_build).is_terminal();
+    let os_config = os_build.spec.machine_os_config.name.clone();
+    std::iter::once(os_config)
+        .chain(active.then(|| ACTIVE.to_owned()))
+        .collect()
 }
 
 /// The group of a pool: the rendered MachineConfig that it wants.

@@ -9,11 +9,12 @@ use tokio::sync::Notify;
 use crate::backoff::Backoff;
 use crate::cache::Cache;
 use crate::events::Recorder;
-use crate::job::JobSettings;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::registries::Registries;
+use crate::settings::Current;
 use crate::trial::Trials;
+use crate::turns::Turns;
 
 /// Handles to everything outside, and the settings.
 pub struct Context {
@@ -21,14 +22,18 @@ pub struct Context {
     pub client: Client,
     /// What the watches have told.
     pub cache: Cache,
-    /// Of this process.
-    pub settings: JobSettings,
+    /// Where all namespaced objects live.
+    pub namespace: String,
+    /// What shapes builds.
+    pub settings: Current,
     /// Which pods the cluster takes.
     pub trials: Trials,
     /// To registries.
     pub registries: Registries,
     /// Images to delete later.
     pub ledger: Ledger,
+    /// Which builds may begin.
+    pub turns: Arc<Turns>,
     /// Told when an image may have become unneeded.
     pub unneeded: Arc<Notify>,
     /// For events.
@@ -46,6 +51,6 @@ impl Context {
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
-        Api::namespaced(self.client.clone(), &self.settings.namespace)
+        Api::namespaced(self.client.clone(), &self.namespace)
     }
 }

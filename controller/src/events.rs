@@ -97,8 +97,12 @@ reasons! {
     // ours
     /// A referenced object is missing; work goes on by itself when it appears.
     Waiting Warning,
+    /// As many builds run as may; this one starts when one of them has ended.
+    Queued Normal,
     /// A spec, or an object that it names, must be changed.
     InvalidInput Warning,
+    /// A key of the ConfigMap with the settings is wrong; those before it go on.
+    InvalidSettings Warning,
     /// The content was built before; the image is used again.
     ImageReused Normal,
     /// An image from outside was taken as the first build.
@@ -238,6 +242,7 @@ mod tests {
                 "BuildDegraded",
                 "Waiting",
                 "InvalidInput",
+                "InvalidSettings",
                 "ImageLost",
                 "ImageNotDeleted",
             ]

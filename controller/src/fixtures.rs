@@ -1,7 +1,6 @@
 //! Valid objects for tests; a test changes what it is about.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -9,9 +8,10 @@ use serde_json::json;
 use crate::api::machine_os_config::{ContainerfileArch, OsContainerfile};
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation};
 use crate::inputs::{BuildInputs, OptionalMounts, Sources};
-use crate::job::{JobSettings, Resources};
+use crate::job::JobSettings;
 use crate::ledger::Entry;
 use crate::phase::Phase;
+use crate::settings::{BuildArgs, BuildSettings};
 
 const DIGEST: &str = "sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
 
@@ -95,18 +95,22 @@ pub(crate) fn os_build() -> MachineOSBuild {
 
 /// Settings with nothing special.
 pub(crate) fn job_settings() -> JobSettings {
-    JobSettings {
-        namespace: "ns".to_owned(),
-        builder_image: "builder".to_owned(),
-        service_account: "strata-builder".to_owned(),
-        plain_http: Vec::new(),
-        deadline: Duration::from_secs(60),
-        resources: Resources::default(),
-        tolerations: Vec::new(),
-        priority_class: None,
-        shape: None,
-        tier: "auto".to_owned(),
-    }
+    build_settings().job
+}
+
+/// Flags of an installation that has changed nothing.
+pub(crate) fn build_args() -> BuildArgs {
+    use clap::{Args as _, FromArgMatches as _};
+    let command = BuildArgs::augment_args(clap::Command::new("settings").no_binary_name(true));
+    let matches = command
+        .try_get_matches_from(["--builder-image", "builder"])
+        .unwrap();
+    BuildArgs::from_arg_matches(&matches).unwrap()
+}
+
+/// What [`build_args`] come to.
+pub(crate) fn build_settings() -> BuildSettings {
+    BuildSettings::new(build_args(), "ns").unwrap()
 }
 
 /// An entry of the ledger.

@@ -14,6 +14,7 @@
 //! | crash-safe | a pass may be dropped before each of its requests |
 //! | at most one live build | at rest no build is live |
 //! | one build for one content | at each start of a build |
+//! | no more builds than may | at each start of a build |
 //! | never deletes an image in use | at each deletion of a manifest |
 //! | terminal is terminal | at each write of a build's status |
 //! | guarded | at each request with an effect outside |
@@ -94,6 +95,7 @@ fn act(world: &mut World, Action { verb, n }: Action) {
         Verb::Unguard => world.unguard(n),
         Verb::TouchConfig => world.touch_config(n),
         Verb::TouchBuild => world.touch_build(n),
+        Verb::Limit => world.limit(n),
         Verb::Calm => {
             for _ in 0..=n {
                 world.round();

@@ -31,6 +31,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource as _, ResourceExt as _};
 use strata_builder::error::{Class, Classify};
 
+use crate::api::foreign::Proxy;
 use crate::api::{CONTROLLER_CONFIG_NAME, MachineOSBuild, annotation, label, name};
 use crate::etc_containers::{self, BundleError};
 use crate::inputs::BuildInputs;
@@ -42,7 +43,7 @@ use pulling::Content;
 pub const CONTAINER: &str = "image-build";
 
 /// Failed pods that the Job replaces; the incumbent's number.
-const BACKOFF_LIMIT: i32 = 3;
+pub const BACKOFF_LIMIT: i32 = 3;
 
 /// Key of the Containerfile's ConfigMap.
 const CONTAINERFILE_KEY: &str = "Containerfile";
@@ -64,8 +65,14 @@ pub struct JobSettings {
     pub plain_http: Vec<String>,
     /// A Job that lasts longer is ended.
     pub deadline: Duration,
+    /// Failed pods that the Job replaces.
+    pub retries: i32,
     /// What a pod asks for and may take.
     pub resources: Resources,
+    /// Where a pod unpacks and builds.
+    pub scratch: Scratch,
+    /// Labels of the pods' nodes, besides their architecture.
+    pub node_selector: BTreeMap<String, String>,
     /// Of the pods.
     pub tolerations: Vec<Toleration>,
     /// Of the pods.
@@ -74,6 +81,21 @@ pub struct JobSettings {
     pub shape: Option<PodShape>,
     /// As the builder's `--tier`.
     pub tier: String,
+    /// As the builder's `--layers`.
+    pub layers: String,
+    /// As the builder's `--compression`.
+    pub compression: String,
+    /// Instead of the cluster's, each that is given.
+    pub proxy: Proxy,
+}
+
+/// The volume that a build unpacks and builds in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scratch {
+    /// A Kubernetes quantity.
+    pub size: Option<String>,
+    /// Of a volume that is claimed for the pod; none for a directory of the node.
+    pub class: Option<String>,
 }
 
 /// Requests and limits of a build's pod, as Kubernetes quantities.
@@ -260,7 +282,7 @@ pub fn build_objects(
             metadata: metadata(name::job(build), &controller),
             spec: Some(JobSpec {
                 active_deadline_seconds: i64::try_from(settings.deadline.as_secs()).ok(),
-                backoff_limit: Some(BACKOFF_LIMIT),
+                backoff_limit: Some(settings.retries),
                 completions: Some(1),
                 parallelism: Some(1),
                 pod_failure_policy: Some(failure_policy()),

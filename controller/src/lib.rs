@@ -12,6 +12,7 @@
 //! | what is built, under which name? | [`wanted`], [`inputs`], [`yaml`], [`render`] |
 //! | with which objects, and how does the Job stand? | [`job`], [`etc_containers`], [`secrets`], [`phase`] |
 //! | which pods does the cluster take? | [`trial`] |
+//! | whose turn is it? | [`turns`] |
 //! | what is to be done? | [`os_config`], [`os_build`], [`plan`] |
 //! | who does it? | [`apply`], [`ledger`], [`leftovers`], [`registries`] |
 //! | does anything need an image? | [`usage`] |
@@ -52,6 +53,7 @@ pub mod secrets;
 pub mod settings;
 pub mod telemetry;
 pub mod trial;
+pub mod turns;
 pub mod usage;
 pub mod wanted;
 pub mod watches;

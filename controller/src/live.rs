@@ -23,6 +23,8 @@ use crate::error::Error;
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
 use crate::registries::{Answer, in_use, read_controller_config};
+use crate::settings::BuildSettings;
+use crate::turns::Turns;
 use crate::usage::{Use, Users};
 use crate::wanted::Wanted;
 
@@ -31,13 +33,19 @@ pub trait Live: Sync {
     /// What the watches have told.
     fn cache(&self) -> &Cache;
 
-    /// Of this process.
-    fn settings(&self) -> &JobSettings;
+    /// Where all namespaced objects live.
+    fn namespace(&self) -> &str;
+
+    /// What shapes builds at this moment.
+    fn settings(&self) -> Arc<BuildSettings>;
 
     /// Which build `os_config` wants, and its pool, as the watches told them.
     fn wanted(&self, os_config: &MachineOSConfig) -> (Wanted, Option<Arc<MachineConfigPool>>) {
         self.cache().wanted(os_config)
     }
+
+    /// Whose turn it is.
+    fn turns(&self) -> &Turns;
 
     /// The MachineOSConfig of this name.
     fn os_config(&self, name: &str) -> impl Read<Option<MachineOSConfig>>;
@@ -60,8 +68,8 @@ pub trait Live: Sync {
     /// What the node has against starting the pod with this UID, as it told last.
     fn refused_start(&self, pod_uid: &str) -> impl Read<Option<String>>;
 
-    /// The shape of pods of builds, or why the cluster takes none.
-    fn pod_shape(&self) -> impl Read<Result<PodShape, String>>;
+    /// The shape of pods of builds with these settings, or why the cluster takes none.
+    fn pod_shape(&self, settings: &JobSettings) -> impl Read<Result<PodShape, String>>;
 
     /// The MachineConfig of this name, whole.
     fn machine_config(&self, name: &str) -> impl Read<Option<MachineConfig>>;
@@ -108,8 +116,16 @@ impl Live for Context {
         &self.cache
     }
 
-    fn settings(&self) -> &JobSettings {
-        &self.settings
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn settings(&self) -> Arc<BuildSettings> {
+        self.settings.get()
+    }
+
+    fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     async fn os_config(&self, name: &str) -> Result<Option<MachineOSConfig>, Error> {
@@ -155,8 +171,8 @@ impl Live for Context {
         .await
     }
 
-    async fn pod_shape(&self) -> Result<Result<PodShape, String>, Error> {
-        self.trials.shape(&self.client, &self.settings).await
+    async fn pod_shape(&self, settings: &JobSettings) -> Result<Result<PodShape, String>, Error> {
+        self.trials.shape(&self.client, settings).await
     }
 
     async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {

@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kube::Client;
-use strata_controller::settings::RunArgs;
-use strata_controller::settings::Settings;
+use strata_controller::settings::{RunArgs, Settings, current};
 use strata_controller::{run, telemetry, trial};
 
 /// Builds an operating-system image for each MachineOSConfig of a cluster, and removes images that nothing needs.
@@ -32,7 +31,8 @@ fn main() -> ExitCode {
             Ok(run::run(client, settings).await?)
         }),
         Command::Doctor(arguments) => start(*arguments, async |client, settings| {
-            let told = trial::doctor(&client, &settings.job).await?;
+            let builds = current::read(&client, &settings.builds, &settings.namespace).await?;
+            let told = trial::doctor(&client, &builds.job).await?;
             Ok(writeln!(std::io::stdout(), "{}", told.trim_end())?)
         }),
     };

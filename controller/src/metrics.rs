@@ -184,6 +184,7 @@ struct Inner {
     build_pod: Family<ShapeLabels, Gauge>,
     deletions: Family<OutcomeLabels, Counter>,
     ledger_entries: Gauge,
+    settings_valid: Gauge,
     build_state: Family<PoolStateLabels, Gauge>,
     builds: Family<PoolStateLabels, Counter>,
     build_seconds: Histograms<PoolStateLabels>,
@@ -266,6 +267,12 @@ impl Metrics {
                 r,
                 "strata_ledger_entries",
                 "Images in use that are to be removed later",
+                Gauge::default(),
+            ),
+            settings_valid: registered(
+                r,
+                "strata_settings_valid",
+                "1 if the ConfigMap strata-settings is what builds have, 0 if it has a mistake",
                 Gauge::default(),
             ),
             build_state: registered(
@@ -397,6 +404,11 @@ impl Metrics {
     /// Images that wait for the end of their use.
     pub fn ledger_entries(&self, count: i64) {
         self.0.ledger_entries.set(count);
+    }
+
+    /// Whether the ConfigMap with the settings could be taken over.
+    pub fn settings_valid(&self, is_valid: bool) {
+        self.0.settings_valid.set(i64::from(is_valid));
     }
 
     /// Objects of this kind in the cluster.

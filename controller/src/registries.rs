@@ -21,6 +21,7 @@ use crate::api::{CONTROLLER_CONFIG_NAME, ControllerConfig};
 use crate::error::{class_of, code};
 use crate::etc_containers::{BundleError, Bundles, authorities};
 use crate::secrets::{SecretError, docker_config};
+use crate::settings::Current;
 use crate::usage::{Use, Users};
 
 /// A registry's bad second is waited for here; a bad minute by the object that needs it.
@@ -36,7 +37,7 @@ const BOUNDS: Bounds = Bounds {
 pub struct Registries {
     client: Client,
     namespace: String,
-    plain_http: Vec<String>,
+    settings: Current,
 }
 
 /// Why a registry can't be asked.
@@ -122,11 +123,11 @@ pub enum Answer {
 impl Registries {
     /// Reads Secrets in `namespace`.
     #[must_use]
-    pub fn new(client: Client, namespace: String, plain_http: Vec<String>) -> Self {
+    pub fn new(client: Client, namespace: String, settings: Current) -> Self {
         Self {
             client,
             namespace,
-            plain_http,
+            settings,
         }
     }
 
@@ -155,7 +156,7 @@ impl Registries {
         let cluster = cluster.unwrap_or_default();
         Registry::new(Options {
             credentials,
-            plain_http: self.plain_http.clone(),
+            plain_http: self.settings.get().job.plain_http.clone(),
             ca_bundles: certificates(&cluster)?,
             certificates: authorities(&Bundles::from(&cluster))?,
             bounds: Some(BOUNDS),

@@ -34,10 +34,11 @@ use crate::error::Error;
 use crate::events::Recorder;
 use crate::lease::{self, Leadership, LeaseError, Lost};
 use crate::ledger::{self, Ledger};
-use crate::live::Live as _;
 use crate::metrics::{Kind, Metrics};
+use crate::phase::Phase;
 use crate::registries::Registries;
-use crate::settings::Settings;
+use crate::settings::current::{self, CurrentError};
+use crate::settings::{BuildArgs, Current, Settings};
 use crate::trial::Trials;
 use crate::watches::{self, Queues, Requests};
 use crate::{leftovers, os_build, os_config, pool};
@@ -58,6 +59,9 @@ const LEDGER_ROUND: Duration = Duration::from_secs(300);
 /// After a registry that didn't answer.
 const LEDGER_RETRY: Duration = Duration::from_secs(30);
 
+/// After an apiserver that didn't tell the settings.
+const SETTINGS_RETRY: Duration = Duration::from_secs(2);
+
 /// Passes in hand get this long at the stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -73,6 +77,9 @@ pub enum RunError {
     /// The admin server.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The settings of builds.
+    #[error(transparent)]
+    Settings(#[from] CurrentError),
     /// The Lease.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -86,6 +93,7 @@ impl Classify for RunError {
         match self {
             RunError::Signals(_) => Class::INTERNAL,
             RunError::Admin(source) => source.class(),
+            RunError::Settings(source) => source.class(),
             RunError::Lease(source) => source.class(),
             RunError::LeaseLost => Class::Transient,
         }
@@ -99,6 +107,9 @@ impl Classify for RunError {
 /// Whatever keeps it from running; the process is to end, and be started again.
 pub async fn run(client: Client, settings: Settings) -> Result<(), RunError> {
     let shutdown = stop_on_signal()?;
+    // one that waits for the lease shall not find out only then
+    let builds = current::read(&client, &settings.builds, &settings.namespace).await?;
+    let builds = Current::new(builds);
     let health = Health::new();
     let metrics = Metrics::new();
     let mut tasks = JoinSet::new();
@@ -113,14 +124,15 @@ pub async fn run(client: Client, settings: Settings) -> Result<(), RunError> {
     // one that waits has nothing to load
     health.set_ready(true);
 
-    let namespace = settings.job.namespace.clone();
+    let namespace = settings.namespace.clone();
     let leading = async {
         let identity = settings.identity.clone();
         let acquired =
             lease::acquire(client.clone(), &namespace, &identity, shutdown.clone()).await?;
         match acquired {
             Some(leadership) => {
-                lead(leadership, client, settings, &health, metrics, &shutdown).await
+                let leading = (client, settings, builds);
+                lead(leadership, leading, &health, metrics, &shutdown).await
             }
             None => Ok(()),
         }
@@ -136,8 +148,7 @@ pub async fn run(client: Client, settings: Settings) -> Result<(), RunError> {
 /// Works as long as the lease is held.
 async fn lead(
     leadership: Leadership,
-    client: Client,
-    settings: Settings,
+    (client, settings, builds): (Client, Settings, Current),
     health: &Health,
     metrics: Metrics,
     shutdown: &CancellationToken,
@@ -150,7 +161,7 @@ async fn lead(
     let idle = CancellationToken::new();
     let mut holding = tokio::spawn(leadership.hold(idle.clone()));
     let lost = tokio::select! {
-        () = work(client, settings, health, metrics, shutdown) => {
+        () = work(client, settings, builds, health, metrics, shutdown) => {
             idle.cancel();
             holding.await
         }
@@ -169,36 +180,37 @@ async fn lead(
 async fn work(
     client: Client,
     settings: Settings,
+    builds: Current,
     health: &Health,
     metrics: Metrics,
     shutdown: &CancellationToken,
 ) {
     let begin = Instant::now();
     let Settings {
-        job,
+        namespace,
         listen: _,
         identity,
+        builds: given,
     } = settings;
     let (queues, requests) = Queues::new();
     let mut tasks = JoinSet::new();
-    let cache = watches::start(&client, &job.namespace, &queues, &mut tasks);
+    let cache = watches::start(&client, &namespace, &queues, &mut tasks);
     tokio::select! {
         () = watches::listed(&cache) => {}
         () = shutdown.cancelled() => return,
     }
     health.set_ready(true);
     info!(elapsed = ?begin.elapsed(), "all kinds are listed");
-    let registries = Registries::new(
-        client.clone(),
-        job.namespace.clone(),
-        job.plain_http.clone(),
-    );
+    let registries = Registries::new(client.clone(), namespace.clone(), builds.clone());
+    metrics.settings_valid(true);
     let context = Arc::new(Context {
-        ledger: Ledger::new(client.clone(), &job.namespace),
+        ledger: Ledger::new(client.clone(), &namespace),
         recorder: Recorder::new(client.clone(), &identity),
+        turns: Arc::clone(&queues.turns),
         unneeded: Arc::clone(&queues.unneeded),
         backoff: Backoff::new(),
-        settings: job,
+        settings: builds,
+        namespace,
         trials: Trials::new(metrics.clone()),
         registries,
         metrics,
@@ -239,6 +251,7 @@ async fn work(
             drain(&context, shutdown),
             remove_leftovers(&context, shutdown),
             try_pods(&context),
+            follow_settings(&context, &given, &queues, shutdown),
         );
     };
     let limit = async {
@@ -381,11 +394,43 @@ async fn remove_leftovers(context: &Context, shutdown: &CancellationToken) {
 
 /// Finds out before the first build which pods the cluster takes.
 async fn try_pods(context: &Context) {
-    if let Err(error) = context.pod_shape().await {
+    let settings = context.settings.get();
+    if let Err(error) = context.trials.begin(&context.client, &settings.job).await {
         warn!(
             error = chain(&error),
             "not known yet which pods the cluster takes; the first build asks again"
         );
+    }
+}
+
+/// Takes over what the ConfigMap with the settings says, whenever it changes; what waits may start by it.
+async fn follow_settings(
+    context: &Context,
+    given: &BuildArgs,
+    queues: &Queues,
+    shutdown: &CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = queues.settings.notified() => {}
+            () = shutdown.cancelled() => return,
+        }
+        match current::renew(context, given).await {
+            Ok(false) => {}
+            Ok(true) => {
+                try_pods(context).await;
+                for os_build in context.cache.os_builds.store.state() {
+                    if Phase::of_build(&os_build) == Phase::Initial {
+                        queues.os_build(&os_build.name_any());
+                    }
+                }
+            }
+            Err(error) => {
+                warn!(error = chain(&error), "the settings can't be read");
+                tokio::time::sleep(SETTINGS_RETRY).await;
+                queues.settings.notify_one();
+            }
+        }
     }
 }
 

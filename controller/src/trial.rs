@@ -51,6 +51,21 @@ impl Trials {
         }
     }
 
+    /// Begins anew with the settings of all builds: what other ones were answered may not hold for them.
+    ///
+    /// # Errors
+    ///
+    /// Transient: the apiserver didn't answer.
+    pub async fn begin(&self, client: &Client, settings: &JobSettings) -> Result<(), Error> {
+        *self.known.lock().await = None;
+        if let Some(shape) = settings.shape {
+            info!(shape = shape.name(), "pods of builds, as the settings say");
+            self.metrics.build_pod(shape);
+            return Ok(());
+        }
+        self.shape(client, settings).await.map(|_| ())
+    }
+
     /// The shape of pods to make: that of the settings, or else the best that the cluster takes; or why it takes none.
     ///
     /// # Errors
@@ -65,16 +80,19 @@ impl Trials {
         client: &Client,
         settings: &JobSettings,
     ) -> Result<Result<PodShape, String>, Error> {
+        if let Some(shape) = settings.shape {
+            return Ok(Ok(shape));
+        }
         // held while asking, so that builds that begin together ask once
         let mut known = self.known.lock().await;
         if let Some((since, shape)) = *known
-            && (settings.shape.is_some() || since.elapsed() < VALID)
+            && since.elapsed() < VALID
         {
             return Ok(Ok(shape));
         }
         let before = known.take().map(|(_, shape)| shape);
         let mut refused = Vec::new();
-        let mut chosen = settings.shape.map(|shape| (shape, Verdict::Taken));
+        let mut chosen = None;
         for shape in PodShape::LADDER {
             if chosen.is_some() {
                 break;
@@ -103,7 +121,7 @@ impl Trials {
                 Verdict::Reduced(what) => Some(what),
                 Verdict::Taken | Verdict::Refused(_) => None,
             };
-            info!(shape = shape.name(), by_setting = settings.shape.is_some(), lacks, better = ?reasons, "pods of builds");
+            info!(shape = shape.name(), lacks, better = ?reasons, "pods of builds");
             self.metrics.build_pod(shape);
         }
         *known = Some((Instant::now(), shape));

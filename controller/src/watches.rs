@@ -30,11 +30,13 @@ use crate::cache::{
     Cache, Keeper, Kept, Meta, build_groups, by_pool, by_secret, config_groups, kept, owned_groups,
     pool_groups, ungrouped,
 };
+use crate::settings::current::SETTINGS_NAME;
+use crate::turns::Turns;
 
 /// Until a missing list is told: a start takes less than a second when all CRDs and rights are there.
 const SLOW_START: Duration = Duration::from_secs(10);
 
-/// Objects to look at, a queue a kind, and the ledger's bell.
+/// Objects to look at, a queue a kind, and the bells of the ledger and of the settings.
 #[derive(Clone)]
 pub struct Queues {
     os_configs: UnboundedSender<ReconcileRequest<MachineOSConfig>>,
@@ -42,6 +44,10 @@ pub struct Queues {
     pools: UnboundedSender<ReconcileRequest<MachineConfigPool>>,
     /// Rung when an image may have become unneeded.
     pub unneeded: Arc<Notify>,
+    /// Rung when the ConfigMap with the settings may have changed.
+    pub settings: Arc<Notify>,
+    /// Builds that wait for another to end.
+    pub turns: Arc<Turns>,
 }
 
 /// The reading ends of [`Queues`].
@@ -62,10 +68,12 @@ impl Queues {
         let (build_sender, os_builds) = unbounded();
         let (pool_sender, pools) = unbounded();
         let queues = Self {
+            turns: Arc::new(Turns::new(build_sender.clone())),
             os_configs: config_sender,
             os_builds: build_sender,
             pools: pool_sender,
             unneeded: Arc::default(),
+            settings: Arc::default(),
         };
         (
             queues,
@@ -82,7 +90,7 @@ impl Queues {
         let _stopping = self.os_configs.unbounded_send(ObjectRef::new(name).into());
     }
 
-    fn os_build(&self, name: &str) {
+    pub(crate) fn os_build(&self, name: &str) {
         let _stopping = self.os_builds.unbounded_send(ObjectRef::new(name).into());
     }
 
@@ -110,6 +118,7 @@ impl Concerned {
     pub(crate) fn os_build(&self, os_build: &MachineOSBuild) {
         let os_config = &os_build.spec.machine_os_config.name;
         self.queues.os_build(&os_build.name_any());
+        self.queues.turns.wake();
         self.queues.os_config(os_config);
         if let Some(os_config) = self.known.os_configs.get(os_config) {
             self.queues.pool(&os_config.spec.machine_config_pool.name);
@@ -138,10 +147,17 @@ impl Concerned {
     }
 
     pub(crate) fn config_map(&self, config_map: &impl Resource) {
-        if !self.owner(config_map) && config_map.name_any() == name::YUM_REPOS {
-            for os_config in self.known.os_configs.store.state() {
-                self.config_with_builds(&os_config.name_any());
+        if self.owner(config_map) {
+            return;
+        }
+        match config_map.name_any().as_str() {
+            name::YUM_REPOS => {
+                for os_config in self.known.os_configs.store.state() {
+                    self.config_with_builds(&os_config.name_any());
+                }
             }
+            SETTINGS_NAME => self.queues.settings.notify_one(),
+            _ => {}
         }
     }
 

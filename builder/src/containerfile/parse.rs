@@ -9,7 +9,7 @@ mod tests;
 use super::mounts::InvalidMount;
 use super::{Containerfile, Instruction, Located};
 use crate::error::{Class, Classify};
-pub(super) use instruction::nearest;
+pub use instruction::nearest;
 use syntax::{Node, Nodes};
 
 /// A file that can't be read as a Containerfile, with the place and the text.

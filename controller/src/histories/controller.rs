@@ -4,6 +4,7 @@
 //! anything may happen, and a pass that is dropped there is a crash.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
@@ -12,9 +13,12 @@ use kube::{Resource, ResourceExt as _};
 use super::requests::Work;
 use super::table::{Object, Table, Trimmed};
 use super::world::World;
+use crate::api::MachineOSBuild;
 use crate::cache::Cache;
 use crate::live::Live as _;
+use crate::phase::Phase;
 use crate::plan::{Plan, Requeue, Step};
+use crate::turns::Turns;
 use crate::watches::{Concerned, Queues, Requests};
 use crate::{os_build, os_config, pool};
 
@@ -97,6 +101,10 @@ struct Awake {
 impl Controller {
     pub(super) fn cache(&self) -> &Cache {
         &self.awake.as_ref().unwrap().concerned.known
+    }
+
+    pub(super) fn turns(&self) -> &Turns {
+        &self.awake.as_ref().unwrap().concerned.queues.turns
     }
 
     pub(super) fn is_awake(&self) -> bool {
@@ -261,6 +269,19 @@ impl World {
         }
     }
 
+    /// So many builds may run at the same time from now on.
+    pub(super) fn limit(&mut self, n: u8) {
+        let mut settings = (*self.settings).clone();
+        settings.max_builds = Some(usize::from(n % 3)).filter(|max| *max > 0);
+        self.settings = Arc::new(settings);
+        let initial = |one: &&MachineOSBuild| Phase::of_build(one) == Phase::Initial;
+        let waiting = self.os_builds.all().filter(initial);
+        let keys: Vec<_> = waiting.map(|one| Key::Build(one.name_any())).collect();
+        for key in keys {
+            self.enqueue(key, self.clock.now);
+        }
+    }
+
     // --- passes
 
     /// The next request of a pass, or the begin of one that is due.
@@ -292,6 +313,7 @@ impl World {
             self.controller.due.remove(key);
             self.begin(key.clone());
         }
+        self.take_requests();
         true
     }
 
@@ -409,7 +431,10 @@ impl World {
                 self.registry.excuse(&root.uid);
             }
             "invalid" => self.blamed.extend([root.uid.clone()]),
-            "start" => self.unmade(&root.name),
+            "start" => {
+                self.unmade(&root.name);
+                self.has_turn(root);
+            }
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use super::table::is_owned;
 use super::world::World;
 use crate::api::machine_os_build::MachineOSBuildStatus;
 use crate::api::{CLEANUP_FINALIZER, MachineOSBuild, annotation};
+use crate::phase::Phase;
 use crate::plan::Target;
 use crate::wanted::wanted;
 
@@ -127,6 +128,23 @@ impl World {
             let name = name.to_owned();
             self.breaks("one build for one content", || {
                 format!("{name} gets a Job for what {made} has made")
+            });
+        }
+    }
+
+    /// As many builds run as may, with the one that is about to.
+    pub(super) fn has_turn(&mut self, root: &Root) {
+        let runs = |one: &&MachineOSBuild| {
+            let phase = Phase::of_build(one);
+            matches!(phase, Phase::Prepared | Phase::Building)
+                && one.uid().as_ref() != Some(&root.uid)
+        };
+        let running = self.os_builds.all().filter(runs).count();
+        if let Some(max) = self.settings.max_builds
+            && running >= max
+        {
+            self.breaks("no more builds than may", || {
+                format!("{} begins beside {running}, of {max}", root.name)
             });
         }
     }

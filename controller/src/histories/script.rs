@@ -48,6 +48,8 @@ verbs! {
     TouchConfig "touch-config" 1,
     /// Another writer touches a build.
     TouchBuild "touch-build" 1,
+    /// The settings say how many builds may run at the same time.
+    Limit "limit" 2,
     /// Everything goes on fairly for as many rounds.
     Calm "calm" 4,
 

@@ -32,6 +32,8 @@ use crate::ledger::Entry;
 use crate::live::Live;
 use crate::registries::Answer;
 use crate::secrets::{JSON_KEY, JSON_TYPE};
+use crate::settings::BuildSettings;
+use crate::turns::Turns;
 use crate::usage::{Use, Users};
 use crate::wanted::{Wanted, wanted};
 
@@ -66,7 +68,7 @@ pub(super) struct World {
     pub(super) ledger: BTreeMap<String, Entry>,
     pub(super) registry: Registry,
     pub(super) controller: Controller,
-    pub(super) settings: JobSettings,
+    pub(super) settings: Arc<BuildSettings>,
     pub(super) read_fails: AtomicBool,
     /// Pods that broke or were lost, by their Job's UID.
     pub(super) broken: BTreeMap<String, i32>,
@@ -119,7 +121,7 @@ impl World {
             ledger: BTreeMap::new(),
             registry: Registry::default(),
             controller: Controller::default(),
-            settings: fixtures::job_settings(),
+            settings: Arc::new(fixtures::build_settings()),
             read_fails: AtomicBool::new(false),
             broken: BTreeMap::new(),
             errands: BTreeMap::new(),
@@ -350,7 +352,7 @@ impl World {
             ..Secret::default()
         };
         secret.metadata.name = Some(PUSH_SECRET.to_owned());
-        secret.metadata.namespace = Some(self.settings.namespace.clone());
+        secret.metadata.namespace = Some(self.settings.job.namespace.clone());
         if self.secrets.create(&mut self.clock, secret) {
             self.note(|| "the push secret is there".to_owned());
         }
@@ -547,8 +549,12 @@ impl Live for World {
         self.controller.cache()
     }
 
-    fn settings(&self) -> &JobSettings {
-        &self.settings
+    fn namespace(&self) -> &str {
+        &self.settings.job.namespace
+    }
+
+    fn settings(&self) -> Arc<BuildSettings> {
+        Arc::clone(&self.settings)
     }
 
     /// Told from what decides it, since the hash is most of a history's time.
@@ -570,6 +576,10 @@ impl Live for World {
             .entry(key)
             .or_insert_with(|| cache.wanted(os_config).0);
         (wanted.clone(), pool.clone())
+    }
+
+    fn turns(&self) -> &Turns {
+        self.controller.turns()
     }
 
     async fn os_config(&self, name: &str) -> Result<Option<MachineOSConfig>, Error> {
@@ -609,7 +619,7 @@ impl Live for World {
         Ok(None)
     }
 
-    async fn pod_shape(&self) -> Result<Result<PodShape, String>, Error> {
+    async fn pod_shape(&self, _settings: &JobSettings) -> Result<Result<PodShape, String>, Error> {
         self.read()?;
         Ok(Ok(PodShape::Userns))
     }

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, ImageVolumeSource, KeyToPath,
-    LocalObjectReference, Pod, PodSpec, PodTemplateSpec, ResourceRequirements, SecretVolumeSource,
-    Volume, VolumeMount,
+    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EphemeralVolumeSource,
+    ImageVolumeSource, KeyToPath, LocalObjectReference, PersistentVolumeClaimSpec,
+    PersistentVolumeClaimTemplate, Pod, PodSpec, PodTemplateSpec, ResourceRequirements,
+    SecretVolumeSource, Volume, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use strata_builder::reference::Reference;
 
 use super::{
-    CONTAINER, CONTAINERFILE_KEY, JobSettings, MACHINE_CONFIG_KEY, PodShape, Resources,
+    CONTAINER, CONTAINERFILE_KEY, JobSettings, MACHINE_CONFIG_KEY, PodShape, Resources, Scratch,
     TRUST_BUNDLE_KEY, labels, pulling,
 };
 use crate::api::machine_os_config::ContainerfileArch;
@@ -45,7 +46,9 @@ pub(super) fn template(
 ) -> PodTemplateSpec {
     let file = inputs.containerfile.as_ref();
     let arch = file.map_or(ContainerfileArch::NoArch, |file| file.containerfile_arch);
-    let (volumes, mounts) = volumes(inputs, etc_containers, shape).into_iter().unzip();
+    let (volumes, mounts) = volumes(inputs, etc_containers, shape, &settings.scratch)
+        .into_iter()
+        .unzip();
     let container = Container {
         args: Some(arguments(
             build_uid,
@@ -55,7 +58,7 @@ pub(super) fn template(
             settings,
         )),
         env: Some(
-            proxy(inputs)
+            proxy(inputs, settings)
                 .into_iter()
                 .map(|(name, value)| EnvVar {
                     name: name.to_owned(),
@@ -76,10 +79,15 @@ pub(super) fn template(
             image_pull_secrets: Some(vec![LocalObjectReference {
                 name: name::pull_secret(inputs.name.as_str()),
             }]),
-            node_selector: Some(BTreeMap::from([(
-                "kubernetes.io/arch".to_owned(),
-                arch.node_label().to_owned(),
-            )])),
+            node_selector: Some(
+                [(
+                    "kubernetes.io/arch".to_owned(),
+                    arch.node_label().to_owned(),
+                )]
+                .into_iter()
+                .chain(settings.node_selector.clone())
+                .collect(),
+            ),
             ..spec(shape, settings, container, volumes)
         }),
     }
@@ -88,7 +96,7 @@ pub(super) fn template(
 /// A pod that asks for what a build's pod of this shape asks for, and belongs to no build: to see whether it would be taken.
 #[must_use]
 pub fn trial(shape: PodShape, settings: &JobSettings) -> Pod {
-    let mut parts = vec![scratch()];
+    let mut parts = vec![scratch(&settings.scratch)];
     // any reference does: it is not pulled
     if shape.has_image_volumes()
         && let Ok(image_reference) = settings.builder_image.parse()
@@ -192,9 +200,11 @@ fn arguments(
     flag("source-date-epoch", epoch(inputs).to_string());
     flag("scratch", SCRATCH.to_owned());
     flag("tier", settings.tier.clone());
+    flag("layers", settings.layers.clone());
+    flag("compression", settings.compression.clone());
     flag("progress", "plain".to_owned());
     flag("report", REPORT.to_owned());
-    for (name, value) in proxy(inputs) {
+    for (name, value) in proxy(inputs, settings) {
         flag("build-arg", format!("{name}={value}"));
     }
     // the volume goes with the pod, and nobody waits for it
@@ -270,16 +280,18 @@ fn epoch(inputs: &BuildInputs) -> i64 {
         .map_or(0, |time| time.0.as_second().max(0))
 }
 
-fn proxy(inputs: &BuildInputs) -> Vec<(&'static str, String)> {
-    let proxy = &inputs.proxy;
+fn proxy(inputs: &BuildInputs, settings: &JobSettings) -> Vec<(&'static str, String)> {
+    let cluster = &inputs.proxy;
+    let own = &settings.proxy;
     [
-        ("HTTP_PROXY", &proxy.http_proxy),
-        ("HTTPS_PROXY", &proxy.https_proxy),
-        ("NO_PROXY", &proxy.no_proxy),
+        ("HTTP_PROXY", &own.http_proxy, &cluster.http_proxy),
+        ("HTTPS_PROXY", &own.https_proxy, &cluster.https_proxy),
+        ("NO_PROXY", &own.no_proxy, &cluster.no_proxy),
     ]
     .into_iter()
-    .filter_map(|(name, value)| {
-        let value = value.clone().filter(|value| !value.is_empty())?;
+    .filter_map(|(name, own, cluster)| {
+        let value = own.as_ref().or(cluster.as_ref()).cloned();
+        let value = value.filter(|value| !value.is_empty())?;
         Some((name, value))
     })
     .collect()
@@ -318,6 +330,7 @@ fn volumes(
     inputs: &BuildInputs,
     etc_containers: &Files,
     shape: PodShape,
+    room: &Scratch,
 ) -> Vec<(Volume, VolumeMount)> {
     let build = inputs.name.as_str();
     let mut volumes = vec![
@@ -350,7 +363,7 @@ fn volumes(
             .into_iter()
             .map(|(volume, reference, path)| image(volume, reference, path)),
     );
-    volumes.push(scratch());
+    volumes.push(scratch(room));
     volumes.extend(
         shared_with_steps(inputs)
             .into_iter()
@@ -362,15 +375,39 @@ fn volumes(
     volumes
 }
 
-fn scratch() -> (Volume, VolumeMount) {
-    (
-        Volume {
-            name: "scratch".to_owned(),
-            empty_dir: Some(EmptyDirVolumeSource::default()),
-            ..Volume::default()
-        },
-        mount("scratch", SCRATCH, false),
-    )
+fn scratch(room: &Scratch) -> (Volume, VolumeMount) {
+    let Scratch { size, class } = room;
+    let size = size.clone().map(Quantity);
+    let mut volume = Volume {
+        name: "scratch".to_owned(),
+        ..Volume::default()
+    };
+    match class {
+        None => {
+            volume.empty_dir = Some(EmptyDirVolumeSource {
+                size_limit: size,
+                ..EmptyDirVolumeSource::default()
+            });
+        }
+        Some(class) => {
+            let spec = PersistentVolumeClaimSpec {
+                access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+                resources: Some(VolumeResourceRequirements {
+                    requests: size.map(|size| BTreeMap::from([("storage".to_owned(), size)])),
+                    limits: None,
+                }),
+                storage_class_name: Some(class.clone()),
+                ..PersistentVolumeClaimSpec::default()
+            };
+            volume.ephemeral = Some(EphemeralVolumeSource {
+                volume_claim_template: Some(PersistentVolumeClaimTemplate {
+                    metadata: None,
+                    spec,
+                }),
+            });
+        }
+    }
+    (volume, mount("scratch", SCRATCH, false))
 }
 
 pub(super) fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {

@@ -11,14 +11,9 @@ fn settings() -> JobSettings {
     JobSettings {
         namespace: "builds".to_owned(),
         builder_image: "registry.example.com/strata/builder:1".to_owned(),
-        service_account: "strata-builder".to_owned(),
         plain_http: vec!["10.0.0.1:5000".to_owned()],
         deadline: Duration::from_secs(3600),
-        resources: Resources::default(),
-        tolerations: Vec::new(),
-        priority_class: None,
-        shape: None,
-        tier: "auto".to_owned(),
+        ..fixtures::job_settings()
     }
 }
 
@@ -123,6 +118,15 @@ fn everything_that_can_be_asked_for_is_in_the_job() {
         operator: Some("Exists".to_owned()),
         ..Toleration::default()
     }];
+    settings.scratch = Scratch {
+        size: Some("40Gi".to_owned()),
+        class: Some("fast".to_owned()),
+    };
+    settings.node_selector = BTreeMap::from([("disk".to_owned(), "fast".to_owned())]);
+    settings.proxy.no_proxy = Some(".example.com".to_owned());
+    settings.retries = 0;
+    settings.layers = "step".to_owned();
+    settings.compression = "zstd:7".to_owned();
     let BuildObjects {
         config_maps, job, ..
     } = objects(&inputs, PodShape::Userns, &settings).unwrap();

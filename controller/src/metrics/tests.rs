@@ -18,6 +18,7 @@ fn a_new_process_counts_nothing() {
         [
             "strata_leader 0",
             "strata_ledger_entries 0",
+            "strata_settings_valid 0",
             "mco_mosc_count 0"
         ]
     );
@@ -37,6 +38,7 @@ fn every_count_has_its_name_its_labels_and_base_units() {
     metrics.build_pod(PodShape::Rootless);
     metrics.image_deletion(Deletion::Refused);
     metrics.ledger_entries(3);
+    metrics.settings_valid(true);
     metrics.objects(Kind::OsConfig, 7);
     let mut found = samples(&metrics);
     found.sort_unstable();
@@ -57,6 +59,7 @@ fn every_count_has_its_name_its_labels_and_base_units() {
             r#"strata_reconcile_duration_seconds_sum{kind="os_config"} 0.25"#,
             r#"strata_reconcile_errors_total{kind="ledger",class="user"} 1"#,
             r#"strata_reconcile_total{kind="os_build",rule="start"} 2"#,
+            r#"strata_settings_valid 1"#,
             r#"strata_step_duration_seconds_count{step="create-job"} 2"#,
             r#"strata_step_duration_seconds_sum{step="create-job"} 1.0"#,
             r#"strata_step_total{step="create-job",outcome="done"} 1"#,

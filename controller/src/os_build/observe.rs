@@ -84,6 +84,24 @@ pub struct JobSeen {
 ///
 /// Of the apiserver.
 pub async fn observe(live: &impl Live, cached: &MachineOSBuild) -> Result<Option<Observed>, Error> {
+    let observed = look(live, cached).await?;
+    let keeps_its_turn = observed.as_ref().is_some_and(|observed| {
+        matches!(
+            observed.preparation,
+            Preparation::Ready(_) | Preparation::Queued(_)
+        ) || matches!(
+            Phase::of_build(&observed.os_build),
+            // the watch may not have told yet that it has begun
+            Phase::Prepared | Phase::Building
+        )
+    });
+    if !keeps_its_turn {
+        live.turns().leave(&cached.uid().unwrap_or_default());
+    }
+    Ok(observed)
+}
+
+async fn look(live: &impl Live, cached: &MachineOSBuild) -> Result<Option<Observed>, Error> {
     if Phase::of_build(cached).is_terminal() && cached.metadata.deletion_timestamp.is_none() {
         return Ok(Some(ended(live, cached)));
     }
@@ -146,7 +164,7 @@ fn controller(live: &impl Live, os_build: &MachineOSBuild) -> Option<Arc<Machine
 fn ended(live: &impl Live, os_build: &MachineOSBuild) -> Observed {
     let build = os_build.name_any();
     let cache = live.cache();
-    let namespace = &live.settings().namespace;
+    let namespace = live.namespace();
     let job = cache
         .jobs
         .get_in(namespace, &name::job(&build))
@@ -163,7 +181,7 @@ fn ended(live: &impl Live, os_build: &MachineOSBuild) -> Observed {
     Observed {
         is_controlled: controller(live, os_build).is_some(),
         os_build: os_build.clone(),
-        namespace: namespace.clone(),
+        namespace: namespace.to_owned(),
         wanted: None,
         preparation: Preparation::NotAsked,
         job,

@@ -22,6 +22,7 @@
 //! | claim | an earlier build has the image that it would make | Annotate | Initial |
 //! | reuse | the same, and that image is kept for it | SetBuildStatus, Tell | Succeeded |
 //! | unanswered | the same, but the registry can't be asked for that image now | SetBuildStatus, Tell | Initial |
+//! | queued | as many builds run as may | SetBuildStatus, Tell | Initial |
 //! | blocked | its pool isn't well | SetBuildStatus, Tell | Initial |
 //! | waiting | something is missing | SetBuildStatus, Tell | Initial |
 //! | refused | the apiserver refused what `start` makes | SetBuildStatus, Tell | Initial |
@@ -202,6 +203,7 @@ fn not_begun(observed: &Observed, now: Timestamp) -> Plan {
         Preparation::Unanswered(why) => {
             waiting(observed, "unanswered", why, now).again_after(ASK_AGAIN)
         }
+        Preparation::Queued(why) => queued(observed, why, now),
         Preparation::Blocked(why) => waiting(observed, "blocked", why, now),
         Preparation::Waiting(what) => waiting(observed, "waiting", what, now),
         Preparation::Ready(prepared) => start(observed, prepared, now),
@@ -214,6 +216,14 @@ fn waiting(observed: &Observed, rule: &'static str, what: &str, now: Timestamp) 
         steps.push(Step::Tell(Notice::new(Reason::Waiting, what)));
     }
     Plan::new(rule, steps).again_after(LOOK_AGAIN)
+}
+
+fn queued(observed: &Observed, why: &str, now: Timestamp) -> Plan {
+    let mut steps = say(observed, Phase::Initial, Some(why), now);
+    if !steps.is_empty() {
+        steps.push(tell(Reason::Queued, why));
+    }
+    Plan::new("queued", steps).again_after(LOOK_AGAIN)
 }
 
 /// Claims the image first: whoever deletes the other build afterwards keeps it. The pass after that has seen the other build there.

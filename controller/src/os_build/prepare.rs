@@ -31,6 +31,8 @@ pub enum Preparation {
     Unanswered(String),
     /// Not before this is mended; then by itself.
     Waiting(String),
+    /// Not before another build has ended.
+    Queued(String),
     /// Not before its pool is well.
     Blocked(String),
     /// Never: what it is made from can't be built.
@@ -106,6 +108,13 @@ pub async fn prepare(
     if let Some(why) = degraded(pool) {
         return Ok(Preparation::Blocked(why));
     }
+    let settings = live.settings();
+    if let Err(occupied) = live
+        .turns()
+        .ask(os_build, &live.cache().os_builds, settings.max_builds)
+    {
+        return Ok(Preparation::Queued(occupied.to_string()));
+    }
     let rendered = match render(&inputs) {
         Ok(rendered) => rendered,
         Err(error) => return Ok(Preparation::Invalid(chain(&error))),
@@ -114,13 +123,22 @@ pub async fn prepare(
         Ok(credentials) => credentials,
         Err(what) => return Ok(Preparation::Waiting(what)),
     };
-    let shape = match live.pod_shape().await? {
+    let settings = match settings.of(os_config) {
+        Ok(settings) => settings,
+        Err(error) => {
+            return Ok(Preparation::Waiting(format!(
+                "MachineOSConfig {}: {}",
+                inputs.os_config,
+                chain(&error)
+            )));
+        }
+    };
+    let shape = match live.pod_shape(&settings).await? {
         Ok(shape) => shape,
         Err(why) => return Ok(Preparation::Waiting(why)),
     };
-    let settings = live.settings();
     Ok(
-        match build_objects(os_build, &inputs, &rendered, &credentials, shape, settings) {
+        match build_objects(os_build, &inputs, &rendered, &credentials, shape, &settings) {
             Ok(objects) => Preparation::Ready(Box::new(Prepared {
                 content_key,
                 objects,
@@ -175,7 +193,7 @@ async fn credentials(
     live: &impl Live,
     inputs: &BuildInputs,
 ) -> Result<Result<Credentials, String>, Error> {
-    let namespace = &live.settings().namespace;
+    let namespace = live.namespace();
     let field = |field: &str, secret: &str| {
         format!(
             "secret {secret}, which MachineOSConfig {} names in spec.{field}.name, does not exist in namespace {namespace}",

@@ -135,6 +135,21 @@ pub(super) fn toleration(text: &str) -> Option<Toleration> {
     })
 }
 
+/// `KEY=VALUE` of a label.
+pub(super) fn label(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once('=')?;
+    let is_right = is_qualified_name(key) && (value.is_empty() || is_label_word(value));
+    is_right.then(|| (key.to_owned(), value.to_owned()))
+}
+
+/// `http://` or `https://` with a host.
+pub(super) fn is_url(text: &str) -> bool {
+    text.parse::<http::Uri>().is_ok_and(|url| {
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.host().is_some_and(|host| !host.is_empty())
+    })
+}
+
 /// `[prefix/]name` of labels and taints.
 fn is_qualified_name(text: &str) -> bool {
     match text.split_once('/') {

@@ -64,7 +64,7 @@ impl Flag {
 }
 
 /// The known word that is nearest to what was written, if it is near at all.
-pub(in super::super) fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
+pub fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     let best = known
         .iter()
         .map(|k| {

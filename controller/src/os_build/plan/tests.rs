@@ -496,6 +496,12 @@ fn every_rule_has_its_steps() {
             Some(Initial),
         ),
         (
+            preparing(Preparation::Queued("no".to_owned())),
+            "queued",
+            vec!["set-build-status", "tell"],
+            Some(Initial),
+        ),
+        (
             preparing(Preparation::Blocked("no".to_owned())),
             "blocked",
             vec!["set-build-status", "tell"],
