@@ -144,7 +144,7 @@ async fn attempt(
     let mut outside = Outside::default();
     let mut triggered = BTreeSet::new();
     loop {
-        outside.resolve(&graph, spec, progress).await?;
+        outside.resolve(&file, &graph, spec, progress).await?;
         if !triggers::insert(&mut file, &graph, &outside, &mut triggered)? {
             break;
         }
@@ -224,6 +224,10 @@ async fn attempt(
         phases.begin("push");
     }
     let base_bytes = base_layers.await.map_err(BuildError::from).flatten();
+    let base_bytes = base_bytes.map_err(|error| match lowest_base(&graph, graph.target) {
+        Some(name) if error.is_of_source() => name.told(&file, &graph, error),
+        _ => error,
+    });
     let (((), layers), mut sent_bytes) = both(layers, base_bytes)?;
     let mut image = base_image(&graph, &outside)?;
     image.config = stages.image_of(graph.target).unwrap_or_default();

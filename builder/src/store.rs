@@ -33,6 +33,9 @@ pub enum StoreError {
     /// In a folder.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// Where a blob is copied from.
+    #[error(transparent)]
+    Source(Box<StoreError>),
     /// A blob that isn't what its manifest says.
     #[error(
         "the blob {wanted} came with {got_bytes} bytes and the digest {got} instead of {wanted_bytes} bytes"
@@ -80,7 +83,17 @@ impl StoreError {
     pub fn is_lost_upload(&self) -> bool {
         match self {
             Self::Registry(error) => error.is_lost_upload(),
-            Self::Layout(_) | Self::WrongBlob { .. } => false,
+            Self::Layout(_) | Self::Source(_) | Self::WrongBlob { .. } => false,
+        }
+    }
+
+    /// What a registry has answered, if that is why.
+    #[must_use]
+    pub fn of_registry(&self) -> Option<&RegistryError> {
+        match self {
+            Self::Registry(error) => Some(error),
+            Self::Source(error) => error.of_registry(),
+            Self::Layout(_) | Self::WrongBlob { .. } => None,
         }
     }
 }
@@ -90,6 +103,7 @@ impl Classify for StoreError {
         match self {
             Self::Registry(error) => error.class(),
             Self::Layout(error) => error.class(),
+            Self::Source(error) => error.class(),
             // A proxy that cut or spoiled a body may do better next time.
             Self::WrongBlob { .. } => Class::Transient,
         }
@@ -289,7 +303,8 @@ impl Store {
             }
         }
         if passed.size_bytes() < descriptor.size_bytes {
-            let mut blob = source.blob_stream(digest, passed.size_bytes());
+            let blob = source.blob_stream(digest, passed.size_bytes());
+            let mut blob = blob.map_err(|error| StoreError::Source(Box::new(error)));
             while let Some(bytes) = blob.try_next().await? {
                 passed.update(&bytes);
                 writer.write(&bytes).await?;
@@ -298,12 +313,12 @@ impl Store {
         }
         let (_, got, got_bytes) = passed.finish();
         if (got, got_bytes) != (digest, descriptor.size_bytes) {
-            return Err(StoreError::WrongBlob {
+            return Err(StoreError::Source(Box::new(StoreError::WrongBlob {
                 wanted: digest,
                 wanted_bytes: descriptor.size_bytes,
                 got,
                 got_bytes,
-            });
+            })));
         }
         writer.finish(digest).await
     }
@@ -365,6 +380,10 @@ mod tests {
         let target = store("spoiled");
         let transfer = Transfer::default();
         let sent = target.send_blob(&source, &descriptor, fed.pop(), &transfer);
-        assert!(matches!(sent.await, Err(StoreError::WrongBlob { .. })));
+        let source = match sent.await {
+            Err(StoreError::Source(source)) => source,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(*source, StoreError::WrongBlob { .. }));
     }
 }

@@ -8,7 +8,11 @@
 
 mod common;
 
+use std::process::Command;
+
+use common::proxy::{Action, Proxy};
 use common::{Workshop, can_build};
+use serde_json::{Value, json};
 
 const CONTEXT: [(&str, &str); 9] = [
     ("a.txt", "a\n"),
@@ -365,7 +369,7 @@ fn triggers_run_in_the_stages_that_start_from_them() {
     let built = workshop.build(text, &["--build-context", &context]).ok();
     assert_eq!(built.output(), ["triggered", "needed"]);
     let config = workshop.image().config;
-    assert_eq!(config["config"]["OnBuild"], serde_json::Value::Null);
+    assert_eq!(config["config"]["OnBuild"], Value::Null);
     let bad = format!("oci:{}:v1", workshop.path("bad").display());
     workshop
         .build_to("FROM base\nONBUILD ENV a b\n", &bad, &[])
@@ -382,7 +386,7 @@ fn archives_of_every_kind_are_unpacked_by_add_alone() {
     let make = "cd $1 && mkdir -p t/d && echo x > t/d/f && chown -R 5:6 t/d && chmod 750 t/d && tar -cf a.tar -C t d && gzip -k a.tar && \
                 { xz -k a.tar 2>/dev/null || true; } && { bzip2 -k a.tar 2>/dev/null || true; } && { zstd -q a.tar 2>/dev/null || true; }; rm -r t";
     let context = workshop.path("context");
-    let made = std::process::Command::new("sh")
+    let made = Command::new("sh")
         .args(["-c", make, "sh"])
         .arg(&context)
         .status();
@@ -409,8 +413,8 @@ fn remote_files_are_added_with_their_time_and_checked() {
     }
     let workshop = workshop();
     let mut failures = 1;
-    let server = common::proxy::Proxy::start(1, move |request, _| {
-        use common::proxy::Action::{Answer, Drop};
+    let server = Proxy::start(1, move |request, _| {
+        use Action::{Answer, Drop};
         assert_eq!(request.header("authorization"), None);
         let modified = ("last-modified", "Tue, 14 Nov 2023 22:13:20 GMT".to_owned());
         match request.path.as_str() {
@@ -513,7 +517,7 @@ fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
             "nowhere.invalid/x",
         ),
     ] {
-        let built = workshop.build(text, &["--step-timeout", "60s"]);
+        let built = workshop.build(text, &["--step-timeout", "60s", "--retry-for", "1s"]);
         assert_eq!(built.status, status, "{}", built.stderr);
         assert!(
             built.stderr.contains(said),
@@ -552,7 +556,21 @@ fn lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_repor
     }
     let workshop = workshop();
     let report = workshop.path("report");
+    workshop.base();
+    let lost = workshop.path("lost");
+    let mut copy = Command::new("cp");
+    let copy = copy.arg("-r").arg(workshop.path("base")).arg(&lost);
+    assert!(copy.status().unwrap().success());
+    let layer = common::Image::read(&lost).manifest["layers"][0]["digest"].clone();
+    let layer = layer.as_str().unwrap().replace(':', "/");
+    std::fs::remove_file(lost.join("blobs").join(layer)).unwrap();
+    let lost = format!("lost=oci:{}", lost.display());
     for (text, place) in [
+        // The target has no layer yet.
+        (
+            "FROM base\n# mine:\nFROM lost\nLABEL a=b\n",
+            "Containerfile, line 1: FROM lost: open ",
+        ),
         (
             "FROM base\nRUN false\nRUN true\n",
             "Containerfile (generated part), line 2: RUN false",
@@ -573,8 +591,32 @@ fn lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_repor
             "FROM base\n# mine:\n\nADD git@example.com:x.git /x\n",
             "Containerfile, line 2, column 5: ",
         ),
+        (
+            "FROM base\nFROM absent AS x\nFROM x\nCOPY --from=absent /x /y\n",
+            "Containerfile (generated part), line 2: FROM absent AS x: read /absent/oci-layout",
+        ),
+        (
+            "FROM base\n# mine:\nRUN true\nCOPY --from=absent /x \\\n  /y\n",
+            "Containerfile, line 2: COPY --from=absent /x   /y: read /absent/oci-layout",
+        ),
+        (
+            "FROM base\n# mine:\nRUN --mount=from=absent,target=/x true\n",
+            "Containerfile, line 1: RUN --mount=from=absent,target=/x true: read /absent/oci-layout",
+        ),
+        (
+            "FROM base\n# mine:\nFROM x//y\n",
+            "Containerfile, line 1: FROM x//y: ",
+        ),
+        (
+            "FROM base\n# mine:\nFROM lost\nRUN true\n",
+            "Containerfile, line 1: FROM lost: pull sha256:",
+        ),
     ] {
         let more = [
+            "--build-context",
+            "absent=oci:/absent",
+            "--build-context",
+            &lost,
             "--generated-lines",
             "2",
             "--report",
@@ -588,18 +630,52 @@ fn lines_behind_generated_ones_are_counted_as_their_author_does_in_log_and_repor
             .find_map(|line| line.strip_prefix("error: "));
         assert!(last.unwrap().starts_with(place), "{text}: {}", built.stderr);
         let report = std::fs::read_to_string(&report).unwrap();
-        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
         let told = match &report["outcome"]["step"] {
-            serde_json::Value::Null => report["outcome"]["message"].as_str().unwrap().to_owned(),
+            Value::Null => report["outcome"]["message"].as_str().unwrap().to_owned(),
             step => format!(
                 "{}, line {}: {}",
                 step["file"].as_str().unwrap(),
                 step["line"],
-                step["text"].as_str().unwrap()
+                [&step["text"], &report["outcome"]["message"]]
+                    .map(|part| part.as_str().unwrap())
+                    .join(": ")
             ),
         };
         assert!(told.starts_with(place), "{text}: {report:#}");
     }
+}
+
+#[test]
+fn an_image_that_its_registry_refuses_is_told_with_the_line_that_names_it() {
+    let test = "an_image_that_its_registry_refuses_is_told_with_the_line_that_names_it";
+    if !can_build(test) {
+        return;
+    }
+    let workshop = workshop();
+    let report = workshop.path("report");
+    let registry = Proxy::start(1, |_, _| Action::Answer(403, Vec::new(), "not you"));
+    let image = format!("{}/team/os:v1", registry.host);
+    let text = format!("FROM base AS x\nFROM base\nCOPY --from={image} /a /b\n");
+    let more = [
+        "--plain-http",
+        &registry.host,
+        "--report",
+        report.to_str().unwrap(),
+    ];
+    let built = workshop.build(&text, &more);
+    assert_eq!(built.status, 77, "{}", built.stderr);
+    let instruction = format!("COPY --from={image} /a /b");
+    let told = format!("error: Containerfile, line 3: {instruction}: pull {image}: ");
+    assert!(built.stderr.contains(&told), "{}", built.stderr);
+    let report = std::fs::read_to_string(&report).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let outcome = &report["outcome"];
+    assert_eq!(
+        outcome["step"],
+        json!({"file": "Containerfile", "line": 3, "text": instruction})
+    );
+    assert_eq!(outcome["refusedBy"], image);
 }
 
 /// What `script` shows of a build at a terminal of its own, 100 columns wide, and how it ended.
@@ -623,7 +699,7 @@ fn at_a_terminal(workshop: &Workshop, containerfile: &str, progress: &str) -> co
         .collect();
     let line: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
     let line = format!("stty cols 100 rows 30; {}", line.join(" "));
-    let mut script = std::process::Command::new("script");
+    let mut script = Command::new("script");
     script.args(["-qefc", &line, "/dev/null"]);
     common::Built::of(&script.stdin(std::process::Stdio::null()).output().unwrap())
 }

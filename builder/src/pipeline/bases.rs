@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::outline::Outline;
 use super::todo::{Todo, ancestors};
 use super::{BuildError, BuildSpec, ContextSource};
-use crate::containerfile::Containerfile;
 use crate::containerfile::graph::{BuildGraph, Source, StageBase};
+use crate::containerfile::{Containerfile, Location};
 use crate::digest::Digest;
 use crate::error::{Class, Classify as _, chain};
 use crate::image::Image;
@@ -74,6 +74,31 @@ impl Name {
         }
     }
 
+    /// `error` with the first instruction that names what it is about.
+    pub fn told(&self, file: &Containerfile, graph: &BuildGraph, error: BuildError) -> BuildError {
+        match self.first_use(file, graph) {
+            Some(location) => BuildError::Outside {
+                place: file.place(location),
+                text: location.text.clone(),
+                source: Box::new(error),
+            },
+            None => error,
+        }
+    }
+
+    fn first_use<'f>(&self, file: &'f Containerfile, graph: &BuildGraph) -> Option<&'f Location> {
+        graph.stages.iter().find_map(|planned| {
+            let stage = &file.stages[planned.index];
+            if Self::of_base(planned).as_ref() == Some(self) {
+                return Some(&stage.location);
+            }
+            let mut instructions = stage.instructions.iter().zip(&planned.sources);
+            let names_it = |source: &Source| Self::of_source(source).as_ref() == Some(self);
+            let found = instructions.find(|(_, sources)| sources.iter().any(names_it));
+            found.map(|(located, _)| &located.location)
+        })
+    }
+
     /// As written.
     #[must_use]
     pub fn text(&self) -> &str {
@@ -101,6 +126,7 @@ impl Outside {
     /// Finds everything that the graph names and that isn't known yet.
     pub async fn resolve(
         &mut self,
+        file: &Containerfile,
         graph: &BuildGraph,
         spec: &BuildSpec,
         progress: &Progress,
@@ -115,32 +141,15 @@ impl Outside {
             if self.images.contains_key(&name) || self.directories.contains_key(&name) {
                 continue;
             }
-            let architecture = match &name {
-                Name::Image(_, Some(architecture)) => architecture,
-                Name::Image(_, None) | Name::Context(_) => &spec.architecture,
-            };
-            let (resolved, reference) = match find(&name, spec)? {
-                Found::Context(ContextSource::Directory(directory)) => {
-                    self.directories.insert(name, directory);
-                    continue;
-                }
-                Found::Context(ContextSource::Layout(directory, tag)) => {
-                    let layout = Layout::open(&directory).map_err(StoreError::from)?;
-                    (
-                        resolve_in_layout(&layout, tag.as_deref(), architecture).await?,
-                        None,
-                    )
-                }
-                Found::Context(ContextSource::Image(reference)) => {
-                    let found = resolve_first(spec, vec![reference], architecture).await?;
-                    (found.0, Some(found.1))
-                }
-                Found::Named(candidates) => {
-                    let found = resolve_first(spec, candidates, architecture).await?;
-                    (found.0, Some(found.1))
-                }
-            };
-            let image = Image::of_base(&resolved.manifest, resolved.config.clone())?;
+            let found = find(&name, spec).await;
+            let (image, resolved, reference) =
+                match found.map_err(|error| name.told(file, graph, error))? {
+                    Found::Directory(directory) => {
+                        self.directories.insert(name, directory);
+                        continue;
+                    }
+                    Found::Image(image, resolved, reference) => (image, resolved, reference),
+                };
             progress.tell(&Event::Base {
                 image: name.text(),
                 digest: resolved.digest,
@@ -148,8 +157,8 @@ impl Outside {
             });
             let rootfs = rootfs(spec, reference.as_ref(), final_base.as_ref() == Some(&name));
             let base = Base {
-                image,
-                resolved,
+                image: *image,
+                resolved: *resolved,
                 rootfs,
                 outline: None,
             };
@@ -210,25 +219,44 @@ impl Outside {
     }
 }
 
-/// What a name stands for, before it is looked for.
+/// What a name stands for.
 enum Found {
-    Context(ContextSource),
-    /// One of these images, best first.
-    Named(Vec<Reference>),
+    Directory(PathBuf),
+    /// With what its registry calls it, if it is in one.
+    Image(Box<Image>, Box<ResolvedImage>, Option<Reference>),
 }
 
-fn find(name: &Name, spec: &BuildSpec) -> Result<Found, BuildError> {
-    match name {
-        Name::Image(text, _) => Ok(Found::Named(spec.pull.rules().candidates(text)?)),
-        Name::Context(context) => {
-            let source = spec.contexts.get(context).cloned();
-            source
-                .map(Found::Context)
-                .ok_or_else(|| BuildError::ContextIsNoImage {
+async fn find(name: &Name, spec: &BuildSpec) -> Result<Found, BuildError> {
+    let architecture = match name {
+        Name::Image(_, Some(architecture)) => architecture,
+        Name::Image(_, None) | Name::Context(_) => &spec.architecture,
+    };
+    let candidates = match name {
+        Name::Image(text, _) => spec.pull.rules().candidates(text)?,
+        Name::Context(context) => match spec.contexts.get(context) {
+            None => {
+                return Err(BuildError::ContextIsNoImage {
                     name: context.clone(),
-                })
-        }
-    }
+                });
+            }
+            Some(ContextSource::Directory(directory)) => {
+                return Ok(Found::Directory(directory.clone()));
+            }
+            Some(ContextSource::Layout(directory, tag)) => {
+                let layout = Layout::open(directory).map_err(StoreError::from)?;
+                let resolved = resolve_in_layout(&layout, tag.as_deref(), architecture).await?;
+                return found(resolved, None);
+            }
+            Some(ContextSource::Image(reference)) => vec![reference.clone()],
+        },
+    };
+    let (resolved, reference) = resolve_first(spec, candidates, architecture).await?;
+    found(resolved, Some(reference))
+}
+
+fn found(resolved: ResolvedImage, reference: Option<Reference>) -> Result<Found, BuildError> {
+    let image = Image::of_base(&resolved.manifest, resolved.config.clone())?;
+    Ok(Found::Image(Box::new(image), Box::new(resolved), reference))
 }
 
 /// The first of the images that there is.

@@ -104,6 +104,16 @@ pub enum BuildError {
         /// What went wrong.
         source: Box<StepError>,
     },
+    /// Something outside of the Containerfile that an instruction names: an image that can't be pulled.
+    #[error("{place}: {text}")]
+    Outside {
+        /// Of the first instruction that names it.
+        place: Place,
+        /// As written.
+        text: String,
+        /// What went wrong.
+        source: Box<BuildError>,
+    },
     /// A stage's file system.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
@@ -133,6 +143,7 @@ impl Classify for BuildError {
             Self::Registry(error) => error.class(),
             Self::Image(error) => error.class(),
             Self::Step { source, .. } => source.class(),
+            Self::Outside { source, .. } => source.class(),
             Self::Overlay(error) => error.class(),
             Self::Flat(error) => error.class(),
             Self::Layer(error) => error.class(),
@@ -151,10 +162,28 @@ impl BuildError {
         is_short || self.class() == Class::Transient
     }
 
+    /// True if a blob didn't come from where it was to be copied from.
+    pub(super) fn is_of_source(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Source(_)))
+    }
+
+    /// What a registry has answered, if that is why.
+    pub(super) fn of_registry(&self) -> Option<&RegistryError> {
+        match self {
+            Self::Registry(error) => Some(error),
+            Self::Store(error) | Self::Pull(PullError::Store { source: error, .. }) => {
+                error.of_registry()
+            }
+            Self::Outside { source, .. } => source.of_registry(),
+            _ => None,
+        }
+    }
+
     /// True if an image that the build starts from, or its registry, is to blame.
     pub(super) fn is_of_an_image(&self) -> bool {
         match self {
-            Self::Pull(_)
+            Self::Outside { .. }
+            | Self::Pull(_)
             | Self::Store(_)
             | Self::Registry(_)
             | Self::Task(_)

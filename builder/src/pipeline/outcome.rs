@@ -4,55 +4,62 @@ use std::time::Instant;
 
 use super::error::BuildError;
 use super::stage::StepError;
+use crate::containerfile::Place;
 use crate::contract::{FailedStep, Failure, PhaseTime};
 use crate::error::{Classify as _, chain};
 use crate::progress::millis;
-use crate::pull::PullError;
-use crate::store::StoreError;
+use crate::registry::RegistryError;
 
 /// What the report says of an error.
 pub(super) fn failure(error: &BuildError) -> Failure {
     let class = error.class();
-    let refused_by = match error {
-        BuildError::Registry(source)
-        | BuildError::Store(StoreError::Registry(source))
-        | BuildError::Pull(PullError::Store {
-            source: StoreError::Registry(source),
-            ..
-        }) => source.refused_by().map(str::to_owned),
-        _ => None,
-    };
-    let BuildError::Step {
-        place,
-        text,
-        source,
-    } = error
-    else {
-        return Failure {
-            class,
-            message: chain(error),
-            refused_by,
-            step: None,
-        };
-    };
-    let (exit_status, output) = match &**source {
-        StepError::Exit { status, output } | StepError::Short { status, output, .. } => {
-            (Some(status.code()), output.clone())
+    let refused_by = error.of_registry().and_then(RegistryError::refused_by);
+    // the place is told by the step
+    let (message, step) = match error {
+        BuildError::Step {
+            place,
+            text,
+            source,
+        } => {
+            let (exit_status, output) = match &**source {
+                StepError::Exit { status, output } | StepError::Short { status, output, .. } => {
+                    (Some(status.code()), output.clone())
+                }
+                _ => (None, Vec::new()),
+            };
+            let step = failed_step(place, text, exit_status, output);
+            (chain(&**source), Some(step))
         }
-        _ => (None, Vec::new()),
+        BuildError::Outside {
+            place,
+            text,
+            source,
+        } => {
+            let step = failed_step(place, text, None, Vec::new());
+            (chain(&**source), Some(step))
+        }
+        _ => (chain(error), None),
     };
     Failure {
         class,
-        // the place is told by the step
-        message: chain(&**source),
-        refused_by,
-        step: Some(FailedStep {
-            file: place.file.clone(),
-            line: place.line,
-            text: text.clone(),
-            exit_status,
-            output,
-        }),
+        message,
+        refused_by: refused_by.map(str::to_owned),
+        step,
+    }
+}
+
+fn failed_step(
+    place: &Place,
+    text: &str,
+    exit_status: Option<i32>,
+    output: Vec<String>,
+) -> FailedStep {
+    FailedStep {
+        file: place.file.clone(),
+        line: place.line,
+        text: text.to_owned(),
+        exit_status,
+        output,
     }
 }
 

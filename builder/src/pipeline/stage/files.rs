@@ -305,7 +305,9 @@ impl Stages<'_> {
         let mut pulling = lock(pulling);
         let unpacked = match std::mem::replace(&mut *pulling, Pulling::Failed) {
             Pulling::Done(unpacked) => unpacked,
-            Pulling::Running(running) => self.wait(running)???,
+            Pulling::Running(running) => self
+                .wait(running)??
+                .map_err(|error| name.told(self.file, self.graph, error))?,
             Pulling::Failed => return Err(BuildError::Stopped),
             Pulling::NotBegun => match (&base.rootfs, self.entered.tier.storage()) {
                 (Some(rootfs), Storage::Overlay) => Unpacked::Stack(vec![rootfs.clone()]),
