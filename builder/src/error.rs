@@ -7,8 +7,9 @@ use std::io::{self, ErrorKind};
 
 use serde::{Deserialize, Serialize};
 
-/// Who can make the failure go away.
+/// Who can make the failure go away. In a report it is one word: [`Class::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
 pub enum Class {
     /// May pass by itself: a network that resets, a registry that is busy.
     Transient,
@@ -19,7 +20,7 @@ pub enum Class {
 }
 
 /// What the user has to change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UserCause {
     /// The content: a Containerfile, a context, a step that failed.
     Content,
@@ -28,7 +29,7 @@ pub enum UserCause {
 }
 
 /// Why it will stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PermanentCause {
     /// The caller asked for something that the contract doesn't know.
     Contract,
@@ -46,6 +47,26 @@ impl Class {
     /// A bug or an unsuitable machine.
     pub const INTERNAL: Class = Class::Permanent(PermanentCause::Internal);
 
+    const ALL: [Class; 5] = [
+        Class::Transient,
+        Class::CONTENT,
+        Class::RIGHTS,
+        Class::CONTRACT,
+        Class::INTERNAL,
+    ];
+
+    /// As reports call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Class::Transient => "transient",
+            Class::User(UserCause::Content) => "content",
+            Class::User(UserCause::Rights) => "rights",
+            Class::Permanent(PermanentCause::Contract) => "contract",
+            Class::Permanent(PermanentCause::Internal) => "internal",
+        }
+    }
+
     /// The builder's exit code, from sysexits: 75 tempfail, 65 dataerr, 77 noperm, 64 usage, 70 software.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
@@ -56,6 +77,27 @@ impl Class {
             Class::Permanent(PermanentCause::Contract) => 64,
             Class::Permanent(PermanentCause::Internal) => 70,
         }
+    }
+}
+
+impl From<Class> for &'static str {
+    fn from(class: Class) -> Self {
+        class.name()
+    }
+}
+
+/// A word that names no class.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no class of failures")]
+pub struct UnknownClass(String);
+
+impl TryFrom<String> for Class {
+    type Error = UnknownClass;
+
+    fn try_from(name: String) -> Result<Self, UnknownClass> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|class| class.name() == name)
+            .ok_or(UnknownClass(name))
     }
 }
 
@@ -111,6 +153,22 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_class_is_one_word_in_a_report() {
+        for (class, word) in [
+            (Class::Transient, "transient"),
+            (Class::CONTENT, "content"),
+            (Class::RIGHTS, "rights"),
+            (Class::CONTRACT, "contract"),
+            (Class::INTERNAL, "internal"),
+        ] {
+            let encoded = serde_json::to_value(class).unwrap();
+            assert_eq!(encoded, word);
+            assert_eq!(serde_json::from_value::<Class>(encoded).unwrap(), class);
+        }
+        assert!(serde_json::from_str::<Class>("\"user\"").is_err());
+    }
 
     #[test]
     fn a_file_that_cannot_be_used_is_somebodys_and_a_full_disk_is_nobodys() {

@@ -31,7 +31,7 @@ fn pod(phase: &str, state: Value) -> Pod {
 fn failure(step: Value) -> String {
     json!({
         "version": 1, "tier": "userns", "phases": [],
-        "outcome": {"result": "failed", "class": {"User": "Content"}, "message": "the command failed", "step": step},
+        "outcome": {"result": "failed", "class": "content", "message": "the command failed", "step": step},
     })
     .to_string()
 }
