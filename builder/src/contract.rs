@@ -3,6 +3,8 @@
 //! The report is the container's termination message, so it is at most [`REPORT_LIMIT_BYTES`] long. The
 //! controller believes its digest only after the registry has confirmed it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -69,6 +71,9 @@ pub struct Work {
     pub base_copied_bytes: u64,
     /// Of layers that were made and sent.
     pub layer_bytes: u64,
+    /// How often a request or transfer was tried again, by what had gone wrong: `connection`, `slow`, `digest`, `answer`, `disk`, or the status of a refusal.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub retries: BTreeMap<String, u32>,
 }
 
 /// How long an instruction took.

@@ -86,6 +86,18 @@ impl Classify for FetchError {
     }
 }
 
+impl FetchError {
+    /// As [`RegistryError::cause`].
+    fn cause(&self) -> String {
+        match self {
+            Self::Refused { status, .. } => status.as_u16().to_string(),
+            Self::Exchange(error) => error.cause(),
+            Self::Write { .. } => "disk".to_owned(),
+            Self::Url { .. } | Self::TooLarge { .. } | Self::Checksum { .. } => "file".to_owned(),
+        }
+    }
+}
+
 /// Fetches `url` to the new file `path`.
 ///
 /// # Errors
@@ -107,7 +119,7 @@ pub async fn fetch(
             Err(error) => error,
         };
         let delay = match error.class() {
-            Class::Transient => trying.failed(Instant::now(), None, jitter()),
+            Class::Transient => trying.failed(error.cause(), Instant::now(), None, jitter()),
             Class::User(_) | Class::Permanent(_) => None,
         };
         let Some(delay) = delay else {

@@ -66,13 +66,18 @@ pub async fn build(
         Ok(outcome) => (outcome, None),
         Err(error) => (Outcome::Failed(failure(&error)), Some(error)),
     };
+    let mut work = progress.work();
+    let push = spec.push.in_registry().map(|(registry, _)| registry);
+    for registry in [Some(&spec.pull), push].into_iter().flatten() {
+        registry.retries().add_to(&mut work.retries);
+    }
     let report = BuildReport {
         version: REPORT_VERSION,
         outcome,
         tier: entered.tier.name().to_owned(),
         phases: phases.finish(),
         peak_rss_bytes: peak_rss_bytes(),
-        work: progress.work(),
+        work,
     };
     (report, error)
 }

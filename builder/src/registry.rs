@@ -40,7 +40,7 @@ pub use transport::HostCertificates;
 pub use upload::Upload;
 
 use login::Authorization;
-use retry::{DEFAULT_BOUNDS, Trying};
+use retry::{DEFAULT_BOUNDS, Retries, Trying};
 use transport::Transport;
 
 /// How to reach registries.
@@ -86,6 +86,7 @@ struct Inner {
     policy: Policy,
     /// By host and scopes.
     tokens: Mutex<HashMap<(String, String), Authorization>>,
+    retries: Retries,
 }
 
 impl Registry {
@@ -115,6 +116,7 @@ impl Registry {
             rules,
             policy,
             tokens: Mutex::default(),
+            retries: Retries::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -133,7 +135,13 @@ impl Registry {
 
     /// Attempts at something, as many as at an exchange.
     pub(crate) fn trying(&self) -> Trying {
-        Trying::new(self.bounds)
+        Trying::new(self.bounds, self.inner.retries.clone())
+    }
+
+    /// What was tried again, also by clones of this client.
+    #[must_use]
+    pub fn retries(&self) -> &Retries {
+        &self.inner.retries
     }
 
     /// Where names lead.

@@ -436,7 +436,10 @@ fn remote_files_are_added_with_their_time_and_checked() {
     let text = format!(
         "FROM base\nADD {url}/pub/a%20file.txt?x=y /r/\nADD --checksum={digest} --chmod=644 {url}/moved a.txt /s/\nRUN stat -c '%n %a %u %Y' '/r/a file.txt' /s/moved && cat /s/moved\n"
     );
-    let built = workshop.build(&text, &[]).ok();
+    let report = workshop.path("report").display().to_string();
+    let built = workshop.build(&text, &["--report", &report]).ok();
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["work"]["retries"], json!({"connection": 1}));
     assert_eq!(
         built.output(),
         [

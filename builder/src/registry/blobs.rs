@@ -29,7 +29,7 @@ impl Registry {
         };
         let scope = Scope::new(repository, "pull");
         let url = self.url(repository, &format!("blobs/{digest}"));
-        retry(&self.bounds, || async {
+        retry(self.trying(), || async {
             let response = self
                 .exchange(subject, &scope, &|http| http.get(&url))
                 .await?;
@@ -82,7 +82,10 @@ impl Registry {
             operation: "look for the blob",
             target: &target,
         };
-        retry(&self.bounds, || self.sees_blob(subject, repository, digest)).await
+        retry(self.trying(), || {
+            self.sees_blob(subject, repository, digest)
+        })
+        .await
     }
 
     /// One look.
@@ -123,7 +126,7 @@ impl Registry {
         };
         let scope = Scope::new(target, "pull,push").and(source, "pull");
         let url = self.url(target, "blobs/uploads/");
-        let response = retry(&self.bounds, || async {
+        let response = retry(self.trying(), || async {
             let query = [
                 ("mount", digest.to_string()),
                 ("from", source.path().to_owned()),

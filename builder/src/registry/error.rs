@@ -222,6 +222,18 @@ impl RegistryError {
         }
     }
 
+    /// What went wrong, in a word: the status of a refusal, or its like.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            Self::Refused { status, .. } | Self::NoToken { status, .. } => status.to_string(),
+            Self::GaveUp { source, .. } => source.cause(),
+            Self::Transport { .. } => "connection".to_owned(),
+            Self::Slow { .. } => "slow".to_owned(),
+            Self::WrongDigest { .. } => "digest".to_owned(),
+            _ => "answer".to_owned(),
+        }
+    }
+
     /// How long the registry wants us to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -115,7 +115,7 @@ impl Registry {
             &reference.repository,
             &format!("manifests/{}", reference.manifest_name()),
         );
-        retry(&self.bounds, || async {
+        retry(self.trying(), || async {
             let response = self
                 .exchange(subject, &scope, &|http| {
                     manifest_request(http, Method::GET, &url)
@@ -160,7 +160,7 @@ impl Registry {
             &reference.repository,
             &format!("manifests/{}", reference.manifest_name()),
         );
-        let head = retry(&self.bounds, || async {
+        let head = retry(self.trying(), || async {
             self.exchange(subject, &scope, &|http| {
                 manifest_request(http, Method::HEAD, &url)
             })
@@ -204,7 +204,7 @@ impl Registry {
             &format!("manifests/{}", reference.manifest_name()),
         );
         let wanted = Digest::of(bytes);
-        retry(&self.bounds, || async {
+        retry(self.trying(), || async {
             let response = self
                 .exchange_with(subject, &scope, bytes, &|http| {
                     http.put(&url).header(CONTENT_TYPE, media_type)
@@ -240,7 +240,7 @@ impl Registry {
         // token servers differ in the word for it; those that know neither ignore it
         let scope = Scope::new(repository, "pull,push,delete");
         let url = self.url(repository, &format!("manifests/{digest}"));
-        match retry(&self.bounds, || async {
+        match retry(self.trying(), || async {
             self.exchange(subject, &scope, &|http| http.delete(&url))
                 .await
         })
@@ -270,7 +270,7 @@ impl Registry {
         };
         let scope = Scope::new(repository, "pull,push,delete");
         let url = self.url(repository, &format!("manifests/{tag}"));
-        match retry(&self.bounds, || async {
+        match retry(self.trying(), || async {
             self.exchange(subject, &scope, &|http| http.delete(&url))
                 .await
         })

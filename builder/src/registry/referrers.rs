@@ -40,7 +40,7 @@ impl Registry {
         let mut found = Vec::new();
         let mut next = self.url(repository, &format!("referrers/{digest}"));
         for _ in 0..MOST_PAGES {
-            let page = retry(&self.bounds, || async {
+            let page = retry(self.trying(), || async {
                 let request = |http: &reqwest::Client| {
                     http.get(&next).header(ACCEPT, OCI_IMAGE_INDEX_MEDIA_TYPE)
                 };

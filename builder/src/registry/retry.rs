@@ -1,6 +1,8 @@
 //! What is tried again, how often and after how long? The only answer to it around HTTP: [`retry`] for one exchange, [`Trying`] for what goes on where it broke.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error::RegistryError;
@@ -52,27 +54,48 @@ impl Bounds {
     }
 }
 
+/// How often something was tried again, by what had gone wrong. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Retries(Arc<Mutex<BTreeMap<String, u32>>>);
+
+impl Retries {
+    /// Adds up to `counts`.
+    pub fn add_to(&self, counts: &mut BTreeMap<String, u32>) {
+        for (cause, count) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            *counts.entry(cause.clone()).or_default() += count;
+        }
+    }
+
+    fn count(&self, cause: String) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(cause).or_default() += 1;
+    }
+}
+
 /// Attempts at one thing.
 #[derive(Debug)]
 pub(crate) struct Trying {
     bounds: Bounds,
+    retries: Retries,
     attempts: u32,
     /// The first failure.
     since: Option<Instant>,
 }
 
 impl Trying {
-    pub(crate) fn new(bounds: Bounds) -> Self {
+    pub(super) fn new(bounds: Bounds, retries: Retries) -> Self {
         Self {
             bounds,
+            retries,
             attempts: 0,
             since: None,
         }
     }
 
-    /// An attempt has failed at `now`: how long to wait before the next one; none if it was the last.
+    /// An attempt has failed at `now` for such a `cause`: how long to wait before the next one; none if it was the last.
     pub(crate) fn failed(
         &mut self,
+        cause: String,
         now: Instant,
         asked: Option<Duration>,
         jitter: f64,
@@ -81,12 +104,16 @@ impl Trying {
         let since = *self.since.get_or_insert(now);
         let is_last = self.attempts >= self.bounds.attempts
             && now.duration_since(since) >= self.bounds.patience;
-        (!is_last).then(|| self.bounds.delay(self.attempts, asked, jitter))
+        if is_last {
+            return None;
+        }
+        self.retries.count(cause);
+        Some(self.bounds.delay(self.attempts, asked, jitter))
     }
 
     /// What was tried has come forward: failures from now on are counted anew.
     pub(super) fn progressed(&mut self) {
-        *self = Self::new(self.bounds);
+        (self.attempts, self.since) = (0, None);
     }
 
     /// Waits before the next attempt.
@@ -102,7 +129,7 @@ impl Trying {
         if let RegistryError::WrongDigest { .. } = error {
             self.bounds.patience = Duration::ZERO;
         }
-        match self.failed(now, error.retry_after(), jitter()) {
+        match self.failed(error.cause(), now, error.retry_after(), jitter()) {
             Some(delay) => {
                 tracing::warn!(
                     "{}: trying again in {:.1} s (attempt {} failed)",
@@ -126,12 +153,14 @@ impl Trying {
 ///
 /// # Errors
 /// The exchange's error; one that was transient to the end says how often and how long it was tried.
-pub(super) async fn retry<T, F, Fut>(bounds: &Bounds, mut exchange: F) -> Result<T, RegistryError>
+pub(super) async fn retry<T, F, Fut>(
+    mut trying: Trying,
+    mut exchange: F,
+) -> Result<T, RegistryError>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, RegistryError>>,
 {
-    let mut trying = Trying::new(*bounds);
     loop {
         match exchange().await {
             Ok(value) => return Ok(value),
@@ -176,16 +205,22 @@ mod tests {
     /// When attempts begin, in milliseconds, if each takes `attempt` and fails, and when it is given up.
     fn attempts(bounds: Bounds, attempt: Duration, jitter: f64) -> (Vec<u64>, u64) {
         let began = Instant::now();
-        let mut trying = Trying::new(bounds);
+        let retries = Retries::default();
+        let mut trying = Trying::new(bounds, retries.clone());
         let (mut now, mut begun) = (Duration::ZERO, Vec::new());
         loop {
             begun.push(u64::try_from(now.as_millis()).unwrap());
             now += attempt;
-            match trying.failed(began + now, None, jitter) {
+            match trying.failed("slow".to_owned(), began + now, None, jitter) {
                 Some(delay) => now += delay,
-                None => return (begun, u64::try_from(now.as_millis()).unwrap()),
+                None => break,
             }
         }
+        let mut counted = BTreeMap::new();
+        retries.add_to(&mut counted);
+        // The first attempt is none that was made again.
+        assert_eq!(counted["slow"] as usize, begun.len() - 1);
+        (begun, u64::try_from(now.as_millis()).unwrap())
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Upload {
         // a blob of one piece goes with the closing request
         let body = if opened_for_rest { rest } else { Bytes::new() };
         let subject = self.subject();
-        retry(&self.registry.bounds, || async {
+        retry(self.registry.trying(), || async {
             let request = |http: &reqwest::Client| {
                 http.put(url.clone())
                     .header(CONTENT_TYPE, OCTETS)
@@ -134,7 +134,7 @@ impl Upload {
             target: &self.target,
         };
         let start = self.registry.url(&self.repository, "blobs/uploads/");
-        let response = retry(&self.registry.bounds, || async {
+        let response = retry(self.registry.trying(), || async {
             self.registry
                 .exchange(subject, &self.scope, &|http| {
                     http.post(&start)
