@@ -27,6 +27,26 @@ pub struct Containerfile {
 }
 
 impl Containerfile {
+    /// True if a line, from 1, is of the body of a heredoc or its end.
+    fn is_in_heredoc(&self, line: usize) -> bool {
+        let instructions = self.stages.iter().flat_map(|stage| &stage.instructions);
+        let mut with_bodies = instructions.map(|located| {
+            let bodies: usize = match &located.value {
+                Instruction::Run(run) => run.heredocs.iter().map(Heredoc::lines).sum(),
+                Instruction::Copy(transfer) | Instruction::Add(transfer) => {
+                    transfer.heredocs.iter().map(Heredoc::lines).sum()
+                }
+                // the first line is the instruction's own
+                Instruction::Onbuild(text) => text.matches('\n').count(),
+                _ => 0,
+            };
+            (bodies, &located.location)
+        });
+        with_bodies.any(|(bodies, location)| {
+            line <= location.last_line && line + bodies > location.last_line
+        })
+    }
+
     /// How its author calls the place of an instruction.
     #[must_use]
     pub fn place(&self, location: &Location) -> Place {
@@ -125,6 +145,13 @@ pub struct Heredoc {
     pub expand: bool,
     /// `<<-`.
     pub strip_tabs: bool,
+}
+
+impl Heredoc {
+    /// Of its body and its end.
+    fn lines(&self) -> usize {
+        self.content.matches('\n').count() + 1
+    }
 }
 
 /// RUN, CMD, ENTRYPOINT: run by the stage's shell, or as given.

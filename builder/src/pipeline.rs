@@ -293,8 +293,7 @@ fn read_file(spec: &BuildSpec) -> Result<Containerfile, BuildError> {
         |name| name.to_string_lossy().into_owned(),
     );
     let generated = spec.generated_lines;
-    let parsed = parse::decode(bytes, &name).and_then(|text| parse::parse(&text, &name));
-    let mut file = parsed.map_err(|mut error| {
+    let mut file = parse::read(&bytes, &name).map_err(|mut error| {
         let Place { file, line } = Place::of_author(&error.file, error.line, generated);
         (error.file, error.line) = (file, line);
         error

@@ -6,6 +6,8 @@ pub mod syntax;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use super::mounts::InvalidMount;
 use super::{Containerfile, Instruction, Located};
 use crate::error::{Class, Classify};
@@ -183,27 +185,43 @@ impl Classify for ParseError {
     }
 }
 
-/// The text of a file; `file` is the name that errors show.
+/// Reads a whole file, which may have bytes of any encoding in its comments; `file` is the name that errors show.
 ///
 /// # Errors
-/// User: bytes that aren't UTF-8, at the place of the first one.
-pub fn decode(bytes: Vec<u8>, file: &str) -> Result<String, ParseError> {
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        let bytes = error.as_bytes();
-        let (before, rest) = bytes.split_at(at);
-        let before = String::from_utf8_lossy(before);
-        let start = before.rfind('\n').map_or(0, |end| end + 1);
-        let text = String::from_utf8_lossy(&bytes[start..]);
-        let source_line = text.lines().next().unwrap_or_default();
-        ParseError {
-            file: file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: (before[start..].chars().count() + 1).min(200),
-            source_line: source_line.replace('\t', " ").chars().take(200).collect(),
-            fault: Box::new(Fault::Encoding(rest.first().copied().unwrap_or_default())),
+/// User: bytes elsewhere that aren't UTF-8, at the place of the first one; anything that [`parse`] refuses.
+pub fn read(bytes: &[u8], file: &str) -> Result<Containerfile, ParseError> {
+    let text = String::from_utf8_lossy(bytes);
+    if let Cow::Borrowed(text) = text {
+        return parse(text, file);
+    }
+    let parsed = parse(&text, file);
+    for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        let number = index + 1;
+        let in_body = |parsed: &Containerfile| parsed.is_in_heredoc(number);
+        let is_comment =
+            line.trim_ascii_start().starts_with(b"#") && !parsed.as_ref().is_ok_and(in_body);
+        if let Err(error) = std::str::from_utf8(line)
+            && !is_comment
+        {
+            return Err(encoding(line, error.valid_up_to(), number, file));
         }
-    })
+    }
+    parsed
+}
+
+/// The byte `at` of a line isn't UTF-8.
+fn encoding(line: &[u8], at: usize, number: usize, file: &str) -> ParseError {
+    let (before, rest) = line.split_at(at);
+    let before = String::from_utf8_lossy(before);
+    let source_line = String::from_utf8_lossy(line);
+    let source_line = source_line.trim_end_matches('\r').replace('\t', " ");
+    ParseError {
+        file: file.to_owned(),
+        line: number,
+        column: (before.chars().count() + 1).min(200),
+        source_line: source_line.chars().take(200).collect(),
+        fault: Box::new(Fault::Encoding(rest.first().copied().unwrap_or_default())),
+    }
 }
 
 /// Reads a whole file; `file` is the name that errors show.

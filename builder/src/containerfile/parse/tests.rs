@@ -253,8 +253,8 @@ fn comments_blank_lines_and_both_escapes_join_lines_as_in_buildkit() {
 
 #[test]
 fn another_encoding_is_told_with_its_place() {
-    let error = decode(
-        b"FROM a\n# \xc3\xbc\n\tRUN echo \xc3\xbc caf\xe9 x\nRUN \xff\n".to_vec(),
+    let error = super::read(
+        b"FROM a\n# \xc3\xbc \xff\n\tRUN echo \xc3\xbc caf\xe9 x\nRUN \xff\n",
         "Containerfile",
     )
     .unwrap_err();
@@ -264,10 +264,29 @@ fn another_encoding_is_told_with_its_place() {
          RUN echo \u{fc} caf\u{fffd} x\n                 ^"
     );
     assert_eq!(error.class(), Class::CONTENT);
-    let cut = decode(b"FROM \xc3".to_vec(), "f").unwrap_err();
-    assert_eq!((cut.line, cut.column), (1, 6));
-    let good = decode("FROM a # \u{fc}\n".as_bytes().to_vec(), "f");
-    assert_eq!(good.as_deref(), Ok("FROM a # \u{fc}\n"));
+    for (bytes, place) in [
+        (&b"FROM \xc3"[..], Some((1, 6))),
+        (b"\xff\xfeF\0R\0O\0M\0 \0a\0\n\0", Some((1, 1))),
+        (
+            b"# \xe9\nFROM a\r\n  # \xe9\r\nRUN a \\\n# \xe9\n b\n",
+            None,
+        ),
+        (
+            b"# \xe9\nFROM a\nRUN <<A cat <<B\n1\nA\n# \xe9\nB\n",
+            Some((6, 3)),
+        ),
+        (b"FROM a\nRUN <<A \\\n# \xe9\n cat\n# 1\nA\n# \xe9\n", None),
+        (b"FROM a\nCOPY <<A /\n# 1\n\n#\xe9\nA\n", Some((5, 2))),
+        (
+            b"FROM a\nONBUILD RUN <<A\n\n#\xe9\nA\n# \xe9\n",
+            Some((4, 2)),
+        ),
+        ("FROM a\nRUN x # \u{fc} \u{fffd}\n".as_bytes(), None),
+    ] {
+        let read = super::read(bytes, "f");
+        let got = read.err().map(|error| (error.line, error.column));
+        assert_eq!(got, place, "{}", String::from_utf8_lossy(bytes));
+    }
 }
 
 #[test]
