@@ -34,7 +34,7 @@ impl Registry {
         let mut tags = Vec::new();
         let mut next = self.url(repository, "tags/list");
         for _ in 0..MOST_PAGES {
-            let page = retry(&self.bounds, || async {
+            let page = retry(self.trying(), || async {
                 let request = |http: &reqwest::Client| http.get(&next);
                 let response = self.exchange(subject, &scope, &request).await?;
                 let link = response.headers().get(LINK).and_then(|l| l.to_str().ok());
