@@ -3,6 +3,8 @@
 //! Steps are done in order; the first that fails ends the pass. A step that finds its work done is a success. Writes to
 //! the root object carry the version that was observed, deletions the UID.
 
+pub mod image;
+
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
@@ -17,19 +19,19 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use strata_builder::error::{Class, Classify as _, chain};
+use strata_builder::error::chain;
 use tracing::{debug, info};
 
+use self::image::{Doomed, Removal, remedy, remove, remove_tagged};
 use crate::api::{
     CLEANUP_FINALIZER, FIELD_MANAGER, MachineConfigPool, MachineOSBuild, MachineOSConfig,
 };
 use crate::context::Context;
 use crate::error::{Error, code};
 use crate::events::{Notice, Reason};
-use crate::live::Live as _;
+use crate::ledger::{LEDGER_NAME, LedgerError};
 use crate::metrics::{Deletion, Kind, Outcome};
 use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
-use crate::registries::in_use;
 
 /// Longer than the apiserver's own limit of a minute for a request, so that its answer is what is told.
 const STEP_LIMIT: Duration = Duration::from_secs(90);
@@ -216,8 +218,20 @@ async fn run(context: &Context, root: &mut Root, step: Step) -> Result<(), Error
         }
         Step::DeleteImage(deletion) => delete_image(context, root, &deletion).await,
         Step::Remember(entry) => {
-            context.ledger.remember(&entry).await?;
-            context.metrics.image_deletion(Deletion::Retained);
+            match context.ledger.remember(&entry).await {
+                Ok(()) => context.metrics.image_deletion(Deletion::Retained),
+                // what is to be kept must be known for ever; the rest never holds its build
+                Err(LedgerError::Full { .. }) if !entry.keep => {
+                    context.metrics.image_deletion(Deletion::Refused);
+                    let told = format!(
+                        "{} stays in the registry, as ConfigMap {LEDGER_NAME} is full: delete it by hand when nothing needs it any more",
+                        entry.image
+                    );
+                    let notice = Notice::new(Reason::ImageNotDeleted, told);
+                    context.recorder.publish(&root.reference(), &notice).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
             context.unneeded.notify_one();
             Ok(())
         }
@@ -400,48 +414,16 @@ where
     }
 }
 
-/// What an unfinished build noted of itself, if it did. Nothing needs it, so nobody is told of it.
-async fn delete_note(
-    context: &Context,
-    root: &Root,
-    deletion: &ImageDeletion,
-) -> Result<(), Error> {
-    let ImageDeletion { image, push_secret } = deletion;
-    let registry = context
-        .registries
-        .open(push_secret)
-        .await
-        .map_err(|source| Error::Access {
-            image: image.to_string(),
-            source,
-        })?;
-    let deleted = match registry.head_manifest(image).await {
-        Ok(Some(digest)) => registry.delete_manifest(&image.repository, digest).await,
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
-    match deleted {
-        Ok(()) => Ok(()),
-        Err(error) if error.class() != Class::Transient => {
-            info!(object = root.object(), %image, error = chain(&error), "the registry does not delete the note of a build's steps");
-            Ok(())
-        }
-        Err(source) => Err(Error::Registry {
-            image: image.to_string(),
-            source,
-        }),
-    }
-}
-
 async fn delete_image(
     context: &Context,
     root: &Root,
     deletion: &ImageDeletion,
 ) -> Result<(), Error> {
-    let ImageDeletion { image, push_secret } = deletion;
-    let Some(digest) = image.digest else {
-        return delete_note(context, root, deletion).await;
-    };
+    let ImageDeletion {
+        image,
+        tag,
+        push_secret,
+    } = deletion;
     let registry = context
         .registries
         .open(push_secret)
@@ -450,16 +432,20 @@ async fn delete_image(
             image: image.to_string(),
             source,
         })?;
-    // once more, since a node may have taken it since it was observed
-    let users = context.users().await?;
-    if let Some(used) = in_use(&registry, image, digest, &users, Some(&root.uid)).await {
-        return Err(Error::InUse {
-            image: image.to_string(),
-            used: used.to_string(),
-        });
-    }
-    match registry.delete_manifest(&image.repository, digest).await {
-        Ok(()) => {
+    let Some(digest) = image.digest else {
+        // nothing needs a note, so nobody is told of it
+        let tag = image.tag.as_deref().unwrap_or_default();
+        return remove_tagged(&registry, &image.repository, tag).await;
+    };
+    let doomed = Doomed {
+        repository: &image.repository,
+        digest,
+        tag: tag.as_deref(),
+        asking: Some(&root.uid),
+    };
+    match remove(context, &registry, &doomed).await {
+        Ok(Removal::Gone { was_there: false }) => Ok(()),
+        Ok(Removal::Gone { was_there: true }) => {
             context.metrics.image_deletion(Deletion::Deleted);
             info!(object = root.object(), %image, "deleted the image");
             let told = format!("{image} was deleted from the registry");
@@ -467,23 +453,25 @@ async fn delete_image(
             context.recorder.publish(&root.reference(), &notice).await;
             Ok(())
         }
-        Err(error) if error.class() != Class::Transient => {
+        Ok(Removal::InUse(used)) => Err(Error::InUse {
+            image: image.to_string(),
+            used: used.to_string(),
+        }),
+        Ok(Removal::Refused(error)) => {
             context.metrics.image_deletion(Deletion::Refused);
             let told = format!(
-                "{image} stays in the registry, which does not delete it: {}; grant the right to delete to the credentials in secret {push_secret}, or delete it by hand",
-                chain(&error)
+                "{image} stays in the registry, which does not delete it: {}; {}",
+                chain(&error),
+                remedy(&error, push_secret)
             );
             info!(object = root.object(), %image, error = chain(&error), "the registry does not delete the image");
             let notice = Notice::new(Reason::ImageNotDeleted, told);
             context.recorder.publish(&root.reference(), &notice).await;
             Ok(())
         }
-        Err(source) => {
+        Err(error) => {
             context.metrics.image_deletion(Deletion::Failed);
-            Err(Error::Registry {
-                image: image.to_string(),
-                source,
-            })
+            Err(error)
         }
     }
 }

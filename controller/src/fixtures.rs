@@ -117,6 +117,7 @@ pub(crate) fn build_settings() -> BuildSettings {
 pub(crate) fn entry(image: &str) -> Entry {
     Entry {
         image: image.to_owned(),
+        tag: None,
         push_secret: "push".to_owned(),
         os_build: "worker-0".to_owned(),
         since: now(),

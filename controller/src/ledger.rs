@@ -2,7 +2,9 @@
 //!
 //! A build whose image is still in use goes at once when it is deleted; its image is entered here, in a ConfigMap,
 //! and deleted when the last use ends: also after a restart, also when the config is gone. An entry is a key of its
-//! own, so that two writers never lose each other's.
+//! own, so that two writers never lose each other's. [`drain`] deletes.
+
+pub mod drain;
 
 use std::collections::BTreeMap;
 
@@ -13,21 +15,19 @@ use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use strata_builder::error::{Class, Classify, chain};
-use strata_builder::reference::Reference;
-use strata_builder::registry::Registry;
-use tracing::{info, warn};
+use strata_builder::error::{Class, Classify};
+use tracing::warn;
 
 use crate::api::FIELD_MANAGER;
-use crate::context::Context;
 use crate::error::{class_of, code};
-use crate::live::Live as _;
-use crate::metrics::Deletion;
-use crate::registries::{RegistriesError, in_use};
-use crate::usage::Use;
 
 /// The ConfigMap.
 pub const LEDGER_NAME: &str = "strata-image-ledger";
+
+/// The apiserver takes 1 MiB of keys and values; metadata and a second writer have room beside it. That is some 2,000 images.
+const MOST_BYTES: usize = 960 << 10;
+/// Of that, for images that are to be kept, which nobody must forget.
+const ROOM_FOR_KEPT_BYTES: usize = 192 << 10;
 
 /// An image to delete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub const LEDGER_NAME: &str = "strata-image-ledger";
 pub struct Entry {
     /// By digest.
     pub image: String,
+    /// The tag that it was pushed under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
     /// Name of the Secret with credentials for its registry.
     pub push_secret: String,
     /// The MachineOSBuild that made it.
@@ -70,6 +73,12 @@ pub enum LedgerError {
         #[source]
         source: kube::Error,
     },
+    /// There is no room.
+    #[error("ConfigMap {LEDGER_NAME} is full, so {image} can't be entered")]
+    Full {
+        /// Of the entry.
+        image: String,
+    },
     /// An entry can't be written.
     #[error("write an entry for {image}")]
     Json {
@@ -87,7 +96,7 @@ impl LedgerError {
     pub fn is_conflict(&self) -> bool {
         match self {
             LedgerError::Kube { source, .. } => code(source) == Some(409),
-            LedgerError::Json { .. } => false,
+            LedgerError::Full { .. } | LedgerError::Json { .. } => false,
         }
     }
 }
@@ -96,9 +105,20 @@ impl Classify for LedgerError {
     fn class(&self) -> Class {
         match self {
             LedgerError::Kube { source, .. } => class_of(source),
+            LedgerError::Full { .. } => Class::CONTENT,
             LedgerError::Json { .. } => Class::INTERNAL,
         }
     }
+}
+
+/// Whether a ledger takes so many bytes more.
+fn has_room(there: &BTreeMap<String, String>, more_bytes: usize, is_to_be_kept: bool) -> bool {
+    let sizes = there.iter().map(|(key, value)| key.len() + value.len());
+    let bound = match is_to_be_kept {
+        true => MOST_BYTES,
+        false => MOST_BYTES - ROOM_FOR_KEPT_BYTES,
+    };
+    sizes.sum::<usize>() + more_bytes <= bound
 }
 
 /// The ledger of a namespace.
@@ -116,12 +136,21 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// Of the apiserver.
+    /// Of the apiserver. User: there is no room.
     pub async fn remember(&self, entry: &Entry) -> Result<(), LedgerError> {
         let value = serde_json::to_string(entry).map_err(|source| LedgerError::Json {
             image: entry.image.clone(),
             source,
         })?;
+        let there = self.data().await?;
+        if there.contains_key(&entry.key()) {
+            return Ok(());
+        }
+        if !has_room(&there, entry.key().len() + value.len(), entry.keep) {
+            return Err(LedgerError::Full {
+                image: entry.image.clone(),
+            });
+        }
         let added = json!({"data": {entry.key(): value}});
         match self.patch(&added).await {
             Err(LedgerError::Kube { source, .. }) if code(&source) == Some(404) => {
@@ -152,6 +181,15 @@ impl Ledger {
         self.patch(&json!({"data": {entry.key(): null}})).await
     }
 
+    async fn data(&self) -> Result<BTreeMap<String, String>, LedgerError> {
+        let ledger = self.0.get_opt(LEDGER_NAME).await;
+        let ledger = ledger.map_err(|source| LedgerError::Kube {
+            operation: "read",
+            source,
+        })?;
+        Ok(ledger.and_then(|ledger| ledger.data).unwrap_or_default())
+    }
+
     async fn patch(&self, change: &serde_json::Value) -> Result<(), LedgerError> {
         let parameters = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -173,15 +211,7 @@ impl Ledger {
     ///
     /// Of the apiserver.
     pub async fn entries(&self) -> Result<Vec<Entry>, LedgerError> {
-        let ledger = self
-            .0
-            .get_opt(LEDGER_NAME)
-            .await
-            .map_err(|source| LedgerError::Kube {
-                operation: "read",
-                source,
-            })?;
-        let data = ledger.and_then(|ledger| ledger.data).unwrap_or_default();
+        let data = self.data().await?;
         Ok(data
             .iter()
             .filter_map(|(key, value)| match serde_json::from_str(value) {
@@ -193,131 +223,6 @@ impl Ledger {
             })
             .collect())
     }
-}
-
-/// Why images stay for now, by image: so that it is told once.
-pub type Told = BTreeMap<String, String>;
-
-/// Deletes every image of the ledger that nothing needs any more; whether some entries are left that the next pass may delete without any change
-/// in the cluster.
-///
-/// # Errors
-///
-/// Of the apiserver; what a registry says is told and tried again with the next pass.
-pub async fn drain(context: &Context, told: &mut Told) -> Result<bool, crate::error::Error> {
-    let entries = context.ledger.entries().await?;
-    let before = std::mem::take(told);
-    let mut unfinished = false;
-    let mut left = 0;
-    for entry in entries.into_iter().filter(|entry| !entry.keep) {
-        let Ok(image) = entry.image.parse::<Reference>() else {
-            context.ledger.forget(&entry).await?;
-            continue;
-        };
-        match delete(context, &entry, &image).await? {
-            Drained::Gone => {
-                context.metrics.image_deletion(Deletion::Deleted);
-                context.ledger.forget(&entry).await?;
-                info!(
-                    image = entry.image,
-                    os_build = entry.os_build,
-                    "deleted an image that nothing needs any more"
-                );
-            }
-            Drained::Refused(why) => {
-                context.metrics.image_deletion(Deletion::Refused);
-                context.ledger.forget(&entry).await?;
-                warn!(
-                    image = entry.image,
-                    os_build = entry.os_build,
-                    error = why,
-                    "the registry does not delete this image"
-                );
-            }
-            Drained::InUse => left += 1,
-            Drained::Later(why) => {
-                context.metrics.image_deletion(Deletion::Failed);
-                left += 1;
-                unfinished = true;
-                if before.get(&entry.image) != Some(&why) {
-                    warn!(
-                        image = entry.image,
-                        os_build = entry.os_build,
-                        error = why,
-                        "an image can't be deleted for now"
-                    );
-                }
-                told.insert(entry.image, why);
-            }
-        }
-    }
-    context.metrics.ledger_entries(left);
-    Ok(unfinished)
-}
-
-enum Drained {
-    Gone,
-    InUse,
-    Refused(String),
-    Later(String),
-}
-
-async fn delete(
-    context: &Context,
-    entry: &Entry,
-    image: &Reference,
-) -> Result<Drained, crate::error::Error> {
-    let Some(digest) = image.digest else {
-        return Ok(Drained::Gone);
-    };
-    let users = context.users().await?;
-    if users.of(digest, None).is_some() {
-        return Ok(Drained::InUse);
-    }
-    let registry = match open(context, entry, image).await {
-        Ok(registry) => registry,
-        Err(error) => return Ok(Drained::Later(chain(&error))),
-    };
-    match in_use(&registry, image, digest, &users, None).await {
-        None => {}
-        Some(Use::Unknown(why)) => return Ok(Drained::Later(why)),
-        Some(_) => return Ok(Drained::InUse),
-    }
-    Ok(
-        match registry.delete_manifest(&image.repository, digest).await {
-            Ok(()) => Drained::Gone,
-            Err(error) if error.class() != Class::Transient => Drained::Refused(chain(&error)),
-            Err(error) => Drained::Later(chain(&error)),
-        },
-    )
-}
-
-/// With the entry's Secret; if that went with its config, with one that another config pushes to the same registry with.
-async fn open(
-    context: &Context,
-    entry: &Entry,
-    image: &Reference,
-) -> Result<Registry, RegistriesError> {
-    let gone = match context.registries.open(&entry.push_secret).await {
-        Err(error @ RegistriesError::NoSecret(_)) => error,
-        opened => return opened,
-    };
-    for os_config in context.cache.os_configs.store.state() {
-        let spec = &os_config.spec;
-        let pushes_there = spec
-            .rendered_image_push_spec
-            .parse::<Reference>()
-            .is_ok_and(|push| push.repository.host() == image.repository.host());
-        if pushes_there
-            && let Ok(registry) = context
-                .registries
-                .open(&spec.rendered_image_push_secret.name)
-                .await
-        {
-            return Ok(registry);
-        }
-    }
-    Err(gone)
 }
 
 #[cfg(test)]
@@ -343,5 +248,27 @@ mod tests {
         assert_ne!(key, keep.key());
         assert_eq!(key, entry("q.io/a/b@sha256:0", 2).key());
         assert_ne!(key, entry("q.io/a/c@sha256:0", 1).key());
+    }
+
+    #[test]
+    fn a_full_ledger_still_takes_what_is_to_be_kept() {
+        let of = |bytes: usize| BTreeMap::from([("key".to_owned(), "v".repeat(bytes - 3))]);
+        for (there, more, keep, fits) in [
+            (BTreeMap::new(), 1, false, true),
+            (of(768 << 10), 0, false, true),
+            (of(768 << 10), 1, false, false),
+            (of(768 << 10), 1, true, true),
+            (of(960 << 10), 1, true, false),
+        ] {
+            assert_eq!(has_room(&there, more, keep), fits, "{more} {keep}");
+        }
+    }
+
+    #[test]
+    fn entries_of_earlier_versions_are_read() {
+        let text = r#"{"image":"q.io/a/b@sha256:0","pushSecret":"push","osBuild":"worker-0","since":"2023-11-14T22:13:20Z"}"#;
+        let entry: Entry = serde_json::from_str(text).unwrap();
+        assert_eq!(entry, fixtures::entry("q.io/a/b@sha256:0"));
+        assert_eq!(serde_json::to_string(&entry).unwrap(), text);
     }
 }

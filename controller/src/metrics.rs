@@ -184,6 +184,8 @@ struct Inner {
     build_pod: Family<ShapeLabels, Gauge>,
     deletions: Family<OutcomeLabels, Counter>,
     ledger_entries: Gauge,
+    ledger_oldest: Seconds,
+    ledger_failing: Gauge,
     settings_valid: Gauge,
     build_state: Family<PoolStateLabels, Gauge>,
     builds: Family<PoolStateLabels, Counter>,
@@ -266,7 +268,19 @@ impl Metrics {
             ledger_entries: registered(
                 r,
                 "strata_ledger_entries",
-                "Images in use that are to be removed later",
+                "Images that are to be removed later",
+                Gauge::default(),
+            ),
+            ledger_oldest: registered(
+                r,
+                "strata_ledger_oldest_timestamp_seconds",
+                "When the oldest of them was entered; 0 if there is none",
+                Seconds::default(),
+            ),
+            ledger_failing: registered(
+                r,
+                "strata_ledger_failing",
+                "Those of them that nothing needs, but that could not be removed yet",
                 Gauge::default(),
             ),
             settings_valid: registered(
@@ -401,9 +415,13 @@ impl Metrics {
             .inc();
     }
 
-    /// Images that wait for the end of their use.
-    pub fn ledger_entries(&self, count: i64) {
-        self.0.ledger_entries.set(count);
+    /// How many images wait for their deletion, since when the first, and how many of them nothing needs any more.
+    pub fn ledger(&self, count: usize, since: Option<Timestamp>, failing: usize) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.0.ledger_entries.set(number(count));
+        self.0.ledger_failing.set(number(failing));
+        let since = since.map_or(0.0, |since| since.as_duration().as_secs_f64());
+        self.0.ledger_oldest.set(since);
     }
 
     /// Whether the ConfigMap with the settings could be taken over.

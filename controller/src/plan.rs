@@ -63,7 +63,7 @@ pub enum Step {
     DeleteConfigMap(Target),
     /// Delete it.
     DeleteSecret(Target),
-    /// Delete a manifest by digest, if nothing has begun to use it meanwhile; or by its tag, if there is one, what a build noted of its steps. A registry that refuses is told in an event and is no failure.
+    /// Delete a manifest by digest with all that belongs to it, if nothing has begun to use it meanwhile; or by its tag, if there is one, what a build noted of its steps. A registry that refuses is told in an event and is no failure.
     DeleteImage(Box<ImageDeletion>),
     /// Put an image into the ledger.
     Remember(Entry),
@@ -76,6 +76,8 @@ pub enum Step {
 pub struct ImageDeletion {
     /// By digest; a note by its tag.
     pub image: Reference,
+    /// Of an image: the tag that it was pushed under.
+    pub tag: Option<String>,
     /// Name of the Secret with the credentials.
     pub push_secret: String,
 }

@@ -33,6 +33,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::events::Recorder;
 use crate::lease::{self, Leadership, LeaseError, Lost};
+use crate::ledger::drain::Failures;
 use crate::ledger::{self, Ledger};
 use crate::metrics::{Kind, Metrics};
 use crate::phase::Phase;
@@ -56,7 +57,7 @@ const AFTER_CONFLICT: Duration = Duration::from_millis(50);
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks at the ledger at most.
 const LEDGER_ROUND: Duration = Duration::from_secs(300);
-/// After a registry that didn't answer.
+/// After an apiserver that didn't answer.
 const LEDGER_RETRY: Duration = Duration::from_secs(30);
 
 /// After an apiserver that didn't tell the settings.
@@ -350,7 +351,7 @@ fn key(kind: Kind, name: &str) -> String {
 /// Deletes images of the ledger whenever one may have become unneeded.
 async fn drain(context: &Context, shutdown: &CancellationToken) {
     let mut round = LEDGER_PAUSE;
-    let mut told = ledger::Told::new();
+    let mut failures = Failures::default();
     loop {
         tokio::select! {
             () = context.unneeded.notified() => {}
@@ -358,9 +359,8 @@ async fn drain(context: &Context, shutdown: &CancellationToken) {
             () = shutdown.cancelled() => return,
         }
         let begin = Instant::now();
-        round = match ledger::drain(context, &mut told).await {
-            Ok(false) => LEDGER_ROUND,
-            Ok(true) => LEDGER_RETRY,
+        round = match ledger::drain::drain(context, &mut failures).await {
+            Ok(next) => next.unwrap_or(LEDGER_ROUND).min(LEDGER_ROUND),
             Err(error) => {
                 warn!(error = chain(&error), "the ledger can't be worked on");
                 LEDGER_RETRY

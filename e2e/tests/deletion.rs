@@ -77,6 +77,50 @@ async fn deleting_a_succeeded_build_that_nothing_needs_deletes_its_image() -> Re
 }
 
 #[tokio::test]
+async fn what_is_signed_goes_with_its_signature() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("signed").await?;
+    pool.configure(&quick("signed")).await?;
+    let (_, image) = pool.succeeds(&[]).await?;
+    let (repository, digest) = image.split_once('@').context("a digest")?;
+    let hex = digest.trim_start_matches("sha256:");
+    // where cosign keeps it; for the registry any manifest but the image's own does
+    let signature = format!("{repository}:sha256-{hex}.sig");
+    registry::copy(&world.builder_image().await?, &signature).await?;
+    delete_and_wait(&world.os_configs(), &pool.name, &DeleteParams::default()).await?;
+    ensure!(!registry::holds(&image).await?, "{image} is still there");
+    ensure!(!registry::holds(&signature).await?, "{signature} is left");
+    pool.remove().await
+}
+
+#[tokio::test]
+async fn an_image_that_is_to_be_kept_stays_when_its_build_is_deleted() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("kept").await?;
+    pool.configure(&quick("kept")).await?;
+    let (build, image) = pool.succeeds(&[]).await?;
+    let annotations = json!({"strata.image-mode.dev/keep-image": ""});
+    let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+    let builds = world.os_builds();
+    builds
+        .patch(&build.name_any(), &PatchParams::default(), &patch)
+        .await?;
+    delete_and_wait(&world.os_configs(), &pool.name, &DeleteParams::default()).await?;
+    ensure!(registry::holds(&image).await?, "{image} was deleted");
+    let ledger = world.config_maps().get("strata-image-ledger").await?;
+    let entries = ledger.data.unwrap_or_default();
+    let entry = entries.iter().find(|(_, value)| value.contains(&image));
+    let (key, _) = entry.context("an entry of the ledger")?;
+    // and goes when the entry does, by whoever wants it gone
+    let patch = Patch::Merge(json!({"data": {key: null}}));
+    let config_maps = world.config_maps();
+    config_maps
+        .patch("strata-image-ledger", &PatchParams::default(), &patch)
+        .await?;
+    pool.remove().await
+}
+
+#[tokio::test]
 async fn deleting_the_config_takes_builds_jobs_secrets_and_images_away() -> Result<()> {
     let world = World::connect().await?;
     let pool = world.pool("taken").await?;

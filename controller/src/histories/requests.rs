@@ -249,7 +249,11 @@ impl World {
                 let Some(digest) = deletion.image.digest else {
                     return Ok(());
                 };
-                if self.users_now()?.of(digest, Some(&pass.root.uid)).is_some() {
+                let used = self.users_now()?.of(digest, Some(&pass.root.uid));
+                if !self.registry.images.contains_key(&digest) {
+                    return Ok(());
+                }
+                if used.is_some() {
                     return Err(Failed);
                 }
                 pass.left.push_front(Work::DeleteManifest(*deletion));

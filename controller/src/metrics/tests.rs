@@ -18,6 +18,8 @@ fn a_new_process_counts_nothing() {
         [
             "strata_leader 0",
             "strata_ledger_entries 0",
+            "strata_ledger_oldest_timestamp_seconds 0.0",
+            "strata_ledger_failing 0",
             "strata_settings_valid 0",
             "mco_mosc_count 0"
         ]
@@ -37,8 +39,8 @@ fn every_count_has_its_name_its_labels_and_base_units() {
     metrics.build_pod(PodShape::Userns);
     metrics.build_pod(PodShape::Rootless);
     metrics.image_deletion(Deletion::Refused);
-    metrics.ledger_entries(3);
     metrics.settings_valid(true);
+    metrics.ledger(3, Some(Timestamp::from_second(5).unwrap()), 1);
     metrics.objects(Kind::OsConfig, 7);
     let mut found = samples(&metrics);
     found.sort_unstable();
@@ -54,6 +56,8 @@ fn every_count_has_its_name_its_labels_and_base_units() {
             r#"strata_image_deletions_total{outcome="refused"} 1"#,
             r#"strata_leader 1"#,
             r#"strata_ledger_entries 3"#,
+            r#"strata_ledger_failing 1"#,
+            r#"strata_ledger_oldest_timestamp_seconds 5.0"#,
             r#"strata_objects{kind="os_config"} 7"#,
             r#"strata_reconcile_duration_seconds_count{kind="os_config"} 1"#,
             r#"strata_reconcile_duration_seconds_sum{kind="os_config"} 0.25"#,

@@ -71,7 +71,9 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
     match &observed.image {
         Answer::NotAsked => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
         Answer::Absent => {
-            let mut steps = Vec::from_iter(note(os_build, since));
+            // what refers to it may have been left by a pass that was cut off
+            let mut steps = Vec::from_iter(rest(os_build, now, since));
+            steps.extend(note(os_build, since));
             steps.push(Step::RemoveFinalizer);
             Plan::new("deleting-done", steps)
         }
@@ -119,10 +121,7 @@ fn present(observed: &Observed, digest: Digest, now: Timestamp, since: SignedDur
             vec![Step::Remember(entry), Step::RemoveFinalizer],
         ),
         (None, Some(image), Some(entry)) => {
-            let mut steps = vec![Step::DeleteImage(Box::new(ImageDeletion {
-                image,
-                push_secret: entry.push_secret,
-            }))];
+            let mut steps = vec![delete(image, entry)];
             steps.extend(note(os_build, since));
             steps.push(Step::RemoveFinalizer);
             Plan::new("deleting-image", steps)
@@ -130,6 +129,21 @@ fn present(observed: &Observed, digest: Digest, now: Timestamp, since: SignedDur
         // a push spec that is none was never pushed to
         (_, None, _) | (_, _, None) => Plan::new("deleting-done", vec![Step::RemoveFinalizer]),
     }
+}
+
+fn delete(image: Reference, entry: Entry) -> Step {
+    Step::DeleteImage(Box::new(ImageDeletion {
+        image,
+        tag: entry.tag,
+        push_secret: entry.push_secret,
+    }))
+}
+
+/// Deletes what is left of an image that was there once.
+fn rest(os_build: &MachineOSBuild, now: Timestamp, since: SignedDuration) -> Option<Step> {
+    let image = recorded(os_build).filter(|_| since < OUTAGE_LIMIT)?;
+    let entry = entry(os_build, image.digest?, now)?;
+    Some(delete(image, entry))
 }
 
 /// Deletes what a build that was stopped may have noted of its steps; one that has succeeded did so itself.
@@ -141,6 +155,7 @@ fn note(os_build: &MachineOSBuild, since: SignedDuration) -> Option<Step> {
     let tag = steps_tag(push.tag.as_deref()?)?;
     Some(Step::DeleteImage(Box::new(ImageDeletion {
         image: push.repository.tagged(&tag),
+        tag: None,
         push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
     })))
 }
@@ -163,8 +178,10 @@ fn entry_to_keep(observed: &Observed, now: Timestamp) -> Option<Entry> {
 }
 
 fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {
+    let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
     Some(Entry {
-        image: pushed(os_build, digest)?.to_string(),
+        image: push.repository.digested(digest).to_string(),
+        tag: push.tag,
         push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
         os_build: os_build.name_any(),
         since: condition::whole_second(now),

@@ -262,6 +262,12 @@ fn every_rule_has_its_steps() {
         (
             gone(Answer::Absent, 0),
             "deleting-done",
+            vec!["delete-image", "remove-finalizer"],
+            None,
+        ),
+        (
+            gone(Answer::Absent, 600),
+            "deleting-done",
             vec!["remove-finalizer"],
             None,
         ),
@@ -324,7 +330,7 @@ fn every_rule_has_its_steps() {
         (
             kept(Answer::Absent),
             "deleting-done",
-            vec!["remove-finalizer"],
+            vec!["delete-image", "remove-finalizer"],
             None,
         ),
         (

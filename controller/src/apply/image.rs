@@ -1,0 +1,291 @@
+//! Deletes an image from its registry, and what belongs to it alone.
+//!
+//! | goes | found by |
+//! | --- | --- |
+//! | the manifest | its digest |
+//! | its tag, and the note of its build's steps | the build's push spec, unless another build has that one by now |
+//! | what refers to it: signatures, attestations, SBOMs; and what refers to these | the registry, or the tag `sha256-HEX` |
+//! | the same as cosign keeps it | the tags `sha256-HEX.sig`, `.att` and `.sbom` |
+//!
+//! Who needs the image is read before its manifest is deleted and once more afterwards. If it was taken in between, the
+//! manifest is put back as it was; its layers are still there, as registries collect those later. So nothing that is
+//! handed on meanwhile is lost. Layers go when the registry collects what no manifest names.
+
+use std::collections::BTreeMap;
+
+use strata_builder::contract::steps_tag;
+use strata_builder::digest::Digest;
+use strata_builder::error::{Class, Classify as _, chain};
+use strata_builder::reference::{Reference, Repository};
+use strata_builder::registry::{Manifest, Registry, RegistryError};
+use tracing::{debug, error, info, warn};
+
+use crate::error::Error;
+use crate::live::Live;
+use crate::registries::in_use;
+use crate::usage::{Use, Users};
+
+/// Signatures of what refers to an image are the last that anybody makes.
+const DEEPEST: usize = 3;
+/// What cosign appends to the tag that stands for an image; without anything, the tag is that of an index of referrers.
+const TAG_SUFFIXES: [&str; 4] = [".sig", ".att", ".sbom", ""];
+
+/// An image that is to go.
+#[derive(Clone, Copy, Debug)]
+pub struct Doomed<'a> {
+    /// Where.
+    pub repository: &'a Repository,
+    /// Of the manifest.
+    pub digest: Digest,
+    /// The tag that it was pushed under, if it is known.
+    pub tag: Option<&'a str>,
+    /// UID of the MachineOSBuild whose image it is, if that is still there.
+    pub asking: Option<&'a str>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub enum Removal {
+    /// The registry has nothing of it any more, or it keeps only what refers to it, which was told.
+    Gone {
+        /// Whether it was there.
+        was_there: bool,
+    },
+    /// It stays, since somebody needs it.
+    InUse(Use),
+    /// It stays: the registry can't or won't delete it.
+    Refused(RegistryError),
+}
+
+/// Deletes `doomed`; one that isn't there is fine. Doing it again does what is left.
+///
+/// # Errors
+///
+/// Of the apiserver, or transient ones of the registry: to be done again.
+///
+/// # Cancel safety
+///
+/// Between the deletion and the second look, a crash leaves the window open that this closes: as wide as two requests.
+pub async fn remove(
+    live: &impl Live,
+    registry: &Registry,
+    doomed: &Doomed<'_>,
+) -> Result<Removal, Error> {
+    let Doomed {
+        repository,
+        digest,
+        tag,
+        asking,
+    } = *doomed;
+    let image = repository.digested(digest);
+    let failed = |source| Error::Registry {
+        image: image.to_string(),
+        source,
+    };
+    let stored = registry.stored_manifest(&image).await.map_err(failed)?;
+    let mut attached = attached(registry, repository, digest).await?;
+    attached.remove(&digest);
+    let users = live.users().await?;
+    let used = in_use(registry, &image, digest, &users, asking).await;
+    if let Some(used) = used {
+        return Ok(match stored {
+            Some(_) => Removal::InUse(used),
+            None => Removal::Gone { was_there: false },
+        });
+    }
+    let own_tag = tag.filter(|tag| !is_anothers(&users, repository, tag, asking));
+    if let Some(manifest) = &stored {
+        match delete(registry, repository, digest, own_tag).await {
+            Ok(()) => {}
+            Err(error) if error.class() != Class::Transient => return Ok(Removal::Refused(error)),
+            Err(error) => return Err(failed(error)),
+        }
+        let used = match live.users().await {
+            Ok(users) => Ok(users.of(digest, asking)),
+            Err(error) => Err(error),
+        };
+        if !matches!(used, Ok(None)) {
+            put_back(registry, &image, own_tag, manifest).await?;
+        }
+        if let Some(used) = used? {
+            return Ok(Removal::InUse(used));
+        }
+    }
+    if let Some(tag) = own_tag {
+        remove_tag(registry, repository, tag, digest).await;
+        if let Some(note) = steps_tag(tag) {
+            remove_tagged(registry, repository, &note).await?;
+        }
+    }
+    for (one, tag) in attached {
+        // somebody's image may have been given such a name
+        if users.of(one, asking).is_some() {
+            continue;
+        }
+        tolerate(registry.delete_manifest(repository, one).await, &image)?;
+        if let Some(tag) = tag {
+            remove_tag(registry, repository, &tag, one).await;
+        }
+    }
+    Ok(Removal::Gone {
+        was_there: stored.is_some(),
+    })
+}
+
+/// Deletes what a tag names; that there is nothing is fine, and a refusal is told.
+///
+/// # Errors
+///
+/// Transient ones of the registry.
+pub async fn remove_tagged(
+    registry: &Registry,
+    repository: &Repository,
+    tag: &str,
+) -> Result<(), Error> {
+    let image = repository.tagged(tag);
+    let deleted = match registry.head_manifest(&image).await {
+        Ok(Some(digest)) => registry.delete_manifest(repository, digest).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    tolerate(deleted, &image)
+}
+
+/// What must be changed for a registry that refused `error` to delete with the credentials in Secret `push_secret`.
+#[must_use]
+pub fn remedy(error: &RegistryError, push_secret: &str) -> String {
+    match error.class() {
+        Class::User(_) => format!(
+            "grant the right to delete to the credentials in secret {push_secret}, or delete it by hand"
+        ),
+        Class::Transient | Class::Permanent(_) => {
+            "let the registry delete manifests by digest (Docker distribution: REGISTRY_STORAGE_DELETE_ENABLED=true), or delete it by hand"
+                .to_owned()
+        }
+    }
+}
+
+/// Whether a build other than the asking one pushes to this tag.
+fn is_anothers(users: &Users, repository: &Repository, tag: &str, asking: Option<&str>) -> bool {
+    let push = repository.tagged(tag).to_string();
+    let mut builds = users.os_builds.iter();
+    builds.any(|one| {
+        one.spec.rendered_image_push_spec == push && one.metadata.uid.as_deref() != asking
+    })
+}
+
+/// By digest; if the registry doesn't as long as a tag names it, after that tag.
+async fn delete(
+    registry: &Registry,
+    repository: &Repository,
+    digest: Digest,
+    tag: Option<&str>,
+) -> Result<(), RegistryError> {
+    let error = match registry.delete_manifest(repository, digest).await {
+        Err(error) if error.class() != Class::Transient => error,
+        done => return done,
+    };
+    let Some(tag) = tag else {
+        return Err(error);
+    };
+    let named = registry.head_manifest(&repository.tagged(tag)).await;
+    if !matches!(named, Ok(Some(named)) if named == digest) {
+        return Err(error);
+    }
+    match registry.delete_tag(repository, tag).await {
+        Ok(true) => registry.delete_manifest(repository, digest).await,
+        Ok(false) => Err(error),
+        Err(of_tag) => {
+            debug!(%repository, tag, error = chain(&of_tag), "its tag can't be deleted either");
+            Err(error)
+        }
+    }
+}
+
+async fn put_back(
+    registry: &Registry,
+    image: &Reference,
+    tag: Option<&str>,
+    manifest: &Manifest,
+) -> Result<(), Error> {
+    let tagged = tag.map(|tag| image.repository.tagged(tag));
+    for reference in [Some(image.clone()), tagged].into_iter().flatten() {
+        let put = registry.push_manifest(&reference, &manifest.media_type, &manifest.bytes);
+        if let Err(source) = put.await {
+            let manifest = String::from_utf8_lossy(&manifest.bytes);
+            error!(%image, error = chain(&source), %manifest, "an image that was taken while it was deleted can't be put back; push this manifest by hand");
+            return Err(Error::Registry {
+                image: image.to_string(),
+                source,
+            });
+        }
+    }
+    warn!(%image, "an image that was taken while it was deleted was put back");
+    Ok(())
+}
+
+/// Deletes a tag that still names what was deleted; nothing depends on it.
+async fn remove_tag(registry: &Registry, repository: &Repository, tag: &str, digest: Digest) {
+    let done = match registry.head_manifest(&repository.tagged(tag)).await {
+        Ok(Some(named)) if named == digest => registry.delete_tag(repository, tag).await,
+        Ok(_) => return,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = done {
+        debug!(%repository, tag, error = chain(&error), "the registry keeps a tag without its image");
+    }
+}
+
+/// The manifests that refer to the image, and those that refer to these, each once and with the tag that it was found by.
+async fn attached(
+    registry: &Registry,
+    repository: &Repository,
+    digest: Digest,
+) -> Result<BTreeMap<Digest, Option<String>>, Error> {
+    let mut found = BTreeMap::new();
+    for suffix in TAG_SUFFIXES {
+        let tag = format!("sha256-{}{suffix}", digest.hex());
+        let image = repository.tagged(&tag);
+        match registry.head_manifest(&image).await {
+            Ok(named) => found.extend(named.map(|named| (named, Some(tag)))),
+            Err(error) => tolerate(Err(error), &image)?,
+        }
+    }
+    let mut subjects = vec![digest];
+    for _ in 0..DEEPEST {
+        let mut next = Vec::new();
+        for subject in subjects {
+            match registry.referrers(repository, subject).await {
+                Ok(referrers) => next.extend(referrers.into_iter().map(|one| one.digest)),
+                Err(error) => tolerate(Err(error), &repository.digested(subject))?,
+            }
+        }
+        next.retain(|one| {
+            let is_new = *one != digest && !found.contains_key(one);
+            if is_new {
+                found.insert(*one, None);
+            }
+            is_new
+        });
+        if next.is_empty() {
+            break;
+        }
+        subjects = next;
+    }
+    Ok(found)
+}
+
+/// What isn't the image itself may stay where a registry doesn't let us.
+fn tolerate(done: Result<(), RegistryError>, image: &Reference) -> Result<(), Error> {
+    match done {
+        Ok(()) => Ok(()),
+        Err(error) if error.class() != Class::Transient => {
+            info!(%image, error = chain(&error), "the registry does not delete what belongs to an image");
+            Ok(())
+        }
+        Err(source) => Err(Error::Registry {
+            image: image.to_string(),
+            source,
+        }),
+    }
+}
