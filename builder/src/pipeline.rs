@@ -284,10 +284,7 @@ fn stages_at_once(entered: Entered) -> usize {
 }
 
 fn read_file(spec: &BuildSpec) -> Result<Containerfile, BuildError> {
-    let bytes = std::fs::read(&spec.containerfile).map_err(|source| BuildError::ReadFile {
-        path: spec.containerfile.clone(),
-        source,
-    })?;
+    let bytes = read(&spec.containerfile)?;
     let name = spec.containerfile.file_name().map_or_else(
         || "Containerfile".into(),
         |name| name.to_string_lossy().into_owned(),
@@ -322,8 +319,8 @@ fn plan(spec: &BuildSpec, file: &Containerfile) -> Result<BuildGraph, BuildError
     Ok(graph)
 }
 
-fn read(path: &Path) -> Result<String, BuildError> {
-    std::fs::read_to_string(path).map_err(|source| BuildError::ReadFile {
+fn read(path: &Path) -> Result<Vec<u8>, BuildError> {
+    std::fs::read(path).map_err(|source| BuildError::ReadFile {
         path: path.to_owned(),
         source,
     })

@@ -254,7 +254,7 @@ pub fn inputs(spec: &BuildSpec, outside: &Outside) -> Result<Digest, BuildError>
         all.update(text.as_bytes());
     };
     add(VERSION);
-    add(&super::read(containerfile)?);
+    add(&Digest::of(&super::read(containerfile)?).to_string());
     add(&format!(
         "{target:?} {build_args:?} {layers:?} {architecture}"
     ));
