@@ -22,9 +22,10 @@ use strata_builder::progress::{self, Format, Progress};
 use strata_builder::registry::retry::{Bounds, DEFAULT_BOUNDS};
 use strata_builder::registry::{Options, Registry};
 use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, no_steps, probe};
+use strata_builder::stop::Interrupt;
 
 use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource, Volume};
-use crate::places;
+use crate::{places, signals};
 
 /// Builds; the exit code says who can end a failure.
 pub fn build(build: Build) -> ExitCode {
@@ -36,7 +37,8 @@ pub fn build(build: Build) -> ExitCode {
             return ExitCode::from(Class::of_file(&error).exit_code());
         }
     }
-    let (report, told) = match prepare_and_build(build) {
+    let interrupt = Arc::<Interrupt>::default();
+    let (report, told) = match prepare_and_build(build, &interrupt) {
         Ok((report, told)) => (report, told),
         Err(error) => {
             let class = class_of(&error);
@@ -60,7 +62,10 @@ pub fn build(build: Build) -> ExitCode {
                 .map_or(Ok(()), |path| fs::write(path, format!("{digest}\n")))
                 .map(|()| 0)
         }
-        Outcome::Failed(failure) => Ok(failure.class.exit_code()),
+        Outcome::Failed(failure) => {
+            let interrupted = interrupt.by().and_then(signals::exit_code);
+            Ok(interrupted.unwrap_or(failure.class.exit_code()))
+        }
     };
     let written = report_path.map_or(Ok(()), |path| report::write(&report, &path));
     match code.and_then(|code| written.map(|()| code)) {
@@ -86,7 +91,10 @@ fn class_of(error: &anyhow::Error) -> Class {
     file.map_or(Class::CONTRACT, Class::of_file)
 }
 
-fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String>)> {
+fn prepare_and_build(
+    build: Build,
+    interrupt: &Arc<Interrupt>,
+) -> anyhow::Result<(BuildReport, Option<String>)> {
     let format = match build.progress {
         ProgressChoice::Auto if io::stderr().is_terminal() => Format::Live,
         ProgressChoice::Tty if io::stderr().is_terminal() => Format::Live,
@@ -203,6 +211,7 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         no_steps,
         build_uid: build.build_uid,
         architecture: Platform::native().architecture,
+        interrupt: Arc::clone(interrupt),
     };
     let progress = Arc::new(Progress::new(format, Box::new(io::stderr())));
     progress::listen(&progress);
@@ -211,6 +220,10 @@ fn prepare_and_build(build: Build) -> anyhow::Result<(BuildReport, Option<String
         .enable_all()
         .build()
         .context("start the runtime")?;
+    {
+        let _known = runtime.enter();
+        signals::listen(interrupt).context("listen for signals")?;
+    }
     let (report, error) = runtime.block_on(pipeline::build(&spec, entered, &progress));
     progress.close();
     io::stderr().flush().context("write to standard error")?;

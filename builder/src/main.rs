@@ -12,6 +12,7 @@ use strata_builder::error::Class;
 mod arguments;
 mod command;
 mod places;
+mod signals;
 
 fn main() -> ExitCode {
     // This program is also the process that runs a step: it re-executes itself.

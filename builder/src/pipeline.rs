@@ -54,14 +54,21 @@ mod triggers;
 pub use error::BuildError;
 pub use spec::{BaseRootfs, BuildSpec, ContextSource, LayerPer, Secret};
 
-/// Builds and pushes; every outcome is a report. The second part is the error behind a failed one.
+/// Builds and pushes; every outcome is a report. The second part is the error behind a failed one. Interrupted, it ends soon: steps are killed, transfers are cut.
 pub async fn build(
     spec: &BuildSpec,
     entered: Entered,
     progress: &Arc<Progress>,
 ) -> (BuildReport, Option<BuildError>) {
     let mut phases = Phases::default();
-    let result = run(spec, entered, progress, &mut phases).await;
+    let running = run(spec, entered, progress, &mut phases);
+    let result = spec.interrupt.or(running).await;
+    let result = result.unwrap_or(Err(BuildError::Stopped));
+    let result = match (result, spec.interrupt.by()) {
+        // Whatever failed then did so for that.
+        (Err(_), Some(by)) => Err(BuildError::Interrupted(by)),
+        (result, _) => result,
+    };
     let (outcome, error) = match result {
         Ok(outcome) => (outcome, None),
         Err(error) => (Outcome::Failed(failure(&error)), Some(error)),
@@ -180,6 +187,7 @@ async fn attempt(
         todo: &todo,
     };
     let stop = Arc::new(Stop::new().map_err(BuildError::Stop)?);
+    let _heeded = spec.interrupt.also_says(&stop);
     let (pulls, fed) = start_pulls(planned, entered, progress);
     let base = base_of_target(&graph, &outside)?;
     let base_layers = ensure_base(spec.push.clone(), base, fed, Arc::clone(progress));

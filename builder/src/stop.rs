@@ -1,12 +1,15 @@
-//! How does a part of the build hear that another one has failed? By a word that stays said, for tasks and for threads that wait in `poll`.
+//! How does a part of the build hear that another one has failed? By a word that stays said, for tasks and for threads that wait in `poll`. And how does the whole build
+//! hear that nobody wants it any more?
 
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Said once, and never taken back.
 #[derive(Debug)]
@@ -60,6 +63,45 @@ impl Stop {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(self.is_said()),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+/// Somebody outside wants the build to end.
+#[derive(Debug, Default)]
+pub struct Interrupt {
+    token: CancellationToken,
+    by: OnceLock<&'static str>,
+}
+
+impl Interrupt {
+    /// Says it; who has said it first is remembered.
+    pub fn say(&self, by: &'static str) {
+        // Taken only once.
+        let _first = self.by.set(by);
+        self.token.cancel();
+    }
+
+    /// Who has said it.
+    #[must_use]
+    pub fn by(&self) -> Option<&'static str> {
+        self.by.get().copied()
+    }
+
+    /// What `future` comes to; none if it is said before.
+    ///
+    /// # Cancel safety
+    /// As `future`.
+    pub async fn or<F: Future>(&self, future: F) -> Option<F::Output> {
+        self.token.run_until_cancelled(future).await
+    }
+
+    /// As long as the task lives, `stop` is said when this is. Called in a runtime.
+    pub(crate) fn also_says(self: &Arc<Self>, stop: &Arc<Stop>) -> AbortOnDropHandle<()> {
+        let (interrupt, stop) = (Arc::clone(self), Arc::clone(stop));
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            interrupt.token.cancelled().await;
+            stop.say();
+        }))
     }
 }
 

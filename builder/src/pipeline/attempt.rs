@@ -247,6 +247,7 @@ pub fn inputs(spec: &BuildSpec, outside: &Outside) -> Result<Digest, BuildError>
         step_timeout: _,
         build_uid: _,
         no_steps: _,
+        interrupt: _,
     } = spec;
     let mut all = Hashing::new(io::sink());
     let mut add = |text: &str| {

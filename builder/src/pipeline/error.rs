@@ -79,6 +79,9 @@ pub enum BuildError {
     /// Another stage has failed, and that is the error to tell.
     #[error("another stage of the build has failed")]
     Stopped,
+    /// Somebody wanted it to end.
+    #[error("the build was stopped by {0}")]
+    Interrupted(&'static str),
     /// This process has no descriptor left for it.
     #[error("prepare to stop stages")]
     Stop(#[source] std::io::Error),
@@ -150,7 +153,7 @@ impl Classify for BuildError {
             Self::Task(_) | Self::StageIsGone { .. } | Self::Stop(_) | Self::BeyondOutline => {
                 Class::INTERNAL
             }
-            Self::Stopped => Class::Transient,
+            Self::Stopped | Self::Interrupted(_) => Class::Transient,
         }
     }
 }
@@ -189,6 +192,7 @@ impl BuildError {
             | Self::Task(_)
             | Self::Stop(_)
             | Self::BeyondOutline
+            | Self::Interrupted(_)
             | Self::Stopped => true,
             Self::ReadFile { .. }
             | Self::Parse(_)

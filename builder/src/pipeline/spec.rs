@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::target::Target;
 use crate::layer::LayerOptions;
 use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::sandbox::MountSpec;
+use crate::stop::Interrupt;
 
 /// All that decides a build.
 #[derive(Clone, Debug)]
@@ -52,6 +54,8 @@ pub struct BuildSpec {
     pub build_uid: Option<String>,
     /// GOARCH of the image.
     pub architecture: String,
+    /// What ends it early.
+    pub interrupt: Arc<Interrupt>,
 }
 
 /// What becomes one layer of the image.

@@ -5,6 +5,7 @@
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -196,6 +197,8 @@ fn follow(
     let mut child = Command::new("/proc/self/exe")
         .arg(INTERNAL_RUN_STEP)
         .env_clear()
+        // A terminal's signals are for the builder, which ends it.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(step_output)
         .stderr(step_report)
