@@ -17,7 +17,7 @@
 //! | who does it? | [`apply`], [`ledger`], [`leftovers`], [`registries`] |
 //! | does anything need an image? | [`usage`] |
 //! | what is the case? | [`watches`], [`cache`], [`live`], [`context`] |
-//! | how does the program run? | [`run`], [`settings`], [`lease`], [`admin`], [`backoff`] |
+//! | how does the program run? | [`run`], [`client`], [`settings`], [`lease`], [`admin`], [`backoff`] |
 //! | who is told? | [`events`], [`metrics`], [`telemetry`], [`error`] |
 
 pub mod admin;
@@ -25,6 +25,7 @@ pub mod api;
 pub mod apply;
 pub mod backoff;
 pub mod cache;
+pub mod client;
 pub mod context;
 pub mod error;
 pub mod etc_containers;

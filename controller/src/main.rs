@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kube::Client;
+use strata_controller::metrics::Metrics;
 use strata_controller::settings::{RunArgs, Settings, current};
-use strata_controller::{run, telemetry, trial};
+use strata_controller::{client, run, telemetry, trial};
 
 /// Builds an operating-system image for each MachineOSConfig of a cluster, and removes images that nothing needs.
 #[derive(Parser)]
@@ -27,10 +28,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Program::parse().command {
-        Command::Run(arguments) => start(*arguments, async |client, settings| {
-            Ok(run::run(client, settings).await?)
+        Command::Run(arguments) => start(*arguments, async |client, settings, metrics| {
+            Ok(run::run(client, settings, metrics).await?)
         }),
-        Command::Doctor(arguments) => start(*arguments, async |client, settings| {
+        Command::Doctor(arguments) => start(*arguments, async |client, settings, _| {
             let builds = current::read(&client, &settings.builds, &settings.namespace).await?;
             let told = trial::doctor(&client, &builds.job).await?;
             Ok(writeln!(std::io::stdout(), "{}", told.trim_end())?)
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
 
 fn start(
     arguments: RunArgs,
-    work: impl AsyncFnOnce(Client, Settings) -> anyhow::Result<()>,
+    work: impl AsyncFnOnce(Client, Settings, Metrics) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     telemetry::init(&arguments.log.filter, arguments.log.format)?;
     let settings = arguments.validate()?;
@@ -58,9 +59,8 @@ fn start(
         .build()
         .context("start the runtime")?
         .block_on(async {
-            let client = Client::try_default()
-                .await
-                .context("find a cluster: in one, or by KUBECONFIG")?;
-            work(client, settings).await
+            let metrics = Metrics::new();
+            let client = client::connect(&metrics).await?;
+            work(client, settings, metrics).await
         })
 }

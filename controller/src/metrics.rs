@@ -18,6 +18,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
+use strata_builder::contract::{self, BuildReport, PhaseTime};
 use strata_builder::error::Class;
 
 use crate::job::PodShape;
@@ -100,6 +101,17 @@ struct StepOutcomeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verb: &'static str,
+    code: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: &'static str,
 }
@@ -119,6 +131,9 @@ struct PoolStateLabels {
     pool: String,
     state: &'static str,
 }
+
+/// As the builder's report names them; others are not counted.
+const BUILD_PHASES: [&str; 5] = ["plan", "pull", "steps", "layers", "push"];
 
 /// The incumbent's states, in the order of a build's life.
 const STATES: [&str; 5] = ["pending", "building", "succeeded", "failed", "interrupted"];
@@ -180,6 +195,12 @@ struct Inner {
     errors: Family<ErrorLabels, Counter>,
     steps: Family<StepOutcomeLabels, Counter>,
     step_seconds: Histograms<StepLabels>,
+    requests: Family<RequestLabels, Counter>,
+    running: Family<PhaseLabels, Gauge>,
+    queued: Gauge,
+    phase_seconds: Histograms<PhaseLabels>,
+    pushed_images: Counter,
+    pushed_bytes: Counter,
     leader: Gauge,
     build_pod: Family<ShapeLabels, Gauge>,
     deletions: Family<OutcomeLabels, Counter>,
@@ -246,6 +267,42 @@ impl Metrics {
                 "strata_step_duration_seconds",
                 "Time of a step, whatever its outcome",
                 Family::new_with_constructor(pass_histogram as fn() -> Histogram),
+            ),
+            requests: registered(
+                r,
+                "strata_api_requests",
+                "Requests to the apiserver, by verb and status of the answer; error if there was none",
+                Family::default(),
+            ),
+            running: registered(
+                r,
+                "strata_builds",
+                "Builds that have not ended, by phase; initial is one that waits",
+                Family::default(),
+            ),
+            queued: registered(
+                r,
+                "strata_queued_builds",
+                "Builds that wait because as many run as STRATA_MAX_BUILDS allows",
+                Gauge::default(),
+            ),
+            phase_seconds: registered(
+                r,
+                "strata_build_phase_duration_seconds",
+                "Time of the builder's phases, of builds that were pushed",
+                Family::new_with_constructor(build_histogram as fn() -> Histogram),
+            ),
+            pushed_images: registered(
+                r,
+                "strata_pushed_images",
+                "Images that builds have pushed",
+                Counter::default(),
+            ),
+            pushed_bytes: registered(
+                r,
+                "strata_pushed_bytes",
+                "Bytes of blobs that builds have sent to registries",
+                Counter::default(),
             ),
             leader: registered(
                 r,
@@ -383,6 +440,43 @@ impl Metrics {
             .step_seconds
             .get_or_create(&StepLabels { step })
             .observe(elapsed.as_secs_f64());
+    }
+
+    /// The apiserver was asked and answered so; none if it didn't answer.
+    pub fn api_request(&self, verb: &'static str, code: Option<u16>) {
+        let code = code.map_or_else(|| "error".to_owned(), |code| code.to_string());
+        let labels = RequestLabels { verb, code };
+        self.0.requests.get_or_create(&labels).inc();
+    }
+
+    /// How many builds are in each phase that isn't an end, and how many of them wait for their turn.
+    pub fn builds(&self, phases: &[Phase], queued: usize) {
+        for (phase, name) in [
+            (Phase::Initial, "initial"),
+            (Phase::Prepared, "prepared"),
+            (Phase::Building, "building"),
+        ] {
+            let count = phases.iter().filter(|one| **one == phase).count();
+            let gauge = self.0.running.get_or_create(&PhaseLabels { phase: name });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.0.queued.set(i64::try_from(queued).unwrap_or(i64::MAX));
+    }
+
+    /// What the builder says of a build that has pushed. To be called once per build, since it counts.
+    pub fn pushed(&self, report: &BuildReport) {
+        let contract::Outcome::Pushed { sent_bytes, .. } = &report.outcome else {
+            return;
+        };
+        self.0.pushed_images.inc();
+        self.0.pushed_bytes.inc_by(*sent_bytes);
+        for PhaseTime { name, millis } in &report.phases {
+            let Some(phase) = BUILD_PHASES.iter().find(|known| **known == name) else {
+                continue;
+            };
+            let seconds = self.0.phase_seconds.get_or_create(&PhaseLabels { phase });
+            seconds.observe(Duration::from_millis(*millis).as_secs_f64());
+        }
     }
 
     /// Whether this replica works.

@@ -45,6 +45,9 @@ pub async fn reconcile(
         Ok(_) => {
             if let Some(phase) = ended {
                 count_end(&context, &observed.os_build, phase);
+                if let Some(report) = observed.report() {
+                    context.metrics.pushed(report);
+                }
             }
         }
         Err(error) => {

@@ -29,6 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, AdminError, Health};
 use crate::backoff::Backoff;
+use crate::cache::ACTIVE;
 use crate::context::Context;
 use crate::error::Error;
 use crate::events::Recorder;
@@ -65,6 +66,9 @@ const SETTINGS_RETRY: Duration = Duration::from_secs(2);
 
 /// Passes in hand get this long at the stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often builds are counted.
+const COUNT: Duration = Duration::from_secs(2);
 
 /// How often the process shows that it lives.
 const BEAT: Duration = Duration::from_secs(15);
@@ -106,13 +110,12 @@ impl Classify for RunError {
 /// # Errors
 ///
 /// Whatever keeps it from running; the process is to end, and be started again.
-pub async fn run(client: Client, settings: Settings) -> Result<(), RunError> {
+pub async fn run(client: Client, settings: Settings, metrics: Metrics) -> Result<(), RunError> {
     let shutdown = stop_on_signal()?;
     // one that waits for the lease shall not find out only then
     let builds = current::read(&client, &settings.builds, &settings.namespace).await?;
     let builds = Current::new(builds);
     let health = Health::new();
-    let metrics = Metrics::new();
     let mut tasks = JoinSet::new();
     let serving = admin::serve(
         settings.listen,
@@ -252,6 +255,7 @@ async fn work(
             drain(&context, shutdown),
             remove_leftovers(&context, shutdown),
             try_pods(&context),
+            count_builds(&context, shutdown),
             follow_settings(&context, &given, &queues, shutdown),
         );
     };
@@ -400,6 +404,19 @@ async fn try_pods(context: &Context) {
             error = chain(&error),
             "not known yet which pods the cluster takes; the first build asks again"
         );
+    }
+}
+
+/// Tells the metrics how many builds there are that have not ended.
+async fn count_builds(context: &Context, shutdown: &CancellationToken) {
+    loop {
+        let active = context.cache.os_builds.of(ACTIVE);
+        let phases: Vec<Phase> = active.iter().map(|one| Phase::of_build(one)).collect();
+        context.metrics.builds(&phases, context.turns.waiting());
+        tokio::select! {
+            () = tokio::time::sleep(COUNT) => {}
+            () = shutdown.cancelled() => return,
+        }
     }
 }
 

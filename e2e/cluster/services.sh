@@ -19,7 +19,8 @@ command_line() {
       --kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" --kubelet-client-key="$pki/apiserver-kubelet-client.key"
       --kubelet-certificate-authority="$pki/ca.crt" --kubelet-preferred-address-types=InternalIP
       --service-account-issuer=https://kubernetes.default.svc.cluster.local --service-account-key-file="$pki/sa.pub"
-      --service-account-signing-key-file="$pki/sa.key" --service-cluster-ip-range=10.96.0.0/16 ${STRATA_APISERVER_FLAGS-}) ;;
+      --service-account-signing-key-file="$pki/sa.key" --service-cluster-ip-range=10.96.0.0/16
+      --audit-policy-file="$conf/audit.yaml" --audit-log-path="$state/logs/audit.log" ${STRATA_APISERVER_FLAGS-}) ;;
     controller-manager) command=("$kubernetes/bin/kube-controller-manager" --kubeconfig="$pki/controller-manager.kubeconfig" --leader-elect=false
       --use-service-account-credentials=true --service-account-private-key-file="$pki/sa.key" --root-ca-file="$pki/ca.crt" --bind-address=127.0.0.1) ;;
     scheduler) command=("$kubernetes/bin/kube-scheduler" --kubeconfig="$pki/scheduler.kubeconfig" --leader-elect=false --bind-address=127.0.0.1) ;;

@@ -135,6 +135,17 @@ impl World {
         .await
     }
 
+    /// What the controller that works tells Prometheus.
+    ///
+    /// # Errors
+    /// If there is none for long, or it doesn't answer.
+    pub async fn metrics(&self) -> Result<String> {
+        let (namespace, name) = (&self.namespace, self.controller().await?.name_any());
+        let url = format!("/api/v1/namespaces/{namespace}/pods/{name}:8797/proxy/metrics");
+        let request = http::Request::get(&url).body(Vec::new())?;
+        Ok(self.client.request_text(request).await?)
+    }
+
     /// Sets how many controllers there shall be.
     ///
     /// # Errors

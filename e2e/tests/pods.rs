@@ -245,13 +245,9 @@ async fn restore(world: &World) -> Result<()> {
 
 /// Waits until the controller's metrics tell that pods of builds have this shape.
 async fn shows(world: &World, shape: &str) -> Result<()> {
-    let controller = world.controller().await?;
-    let (namespace, name) = (&world.namespace, controller.name_any());
-    let url = format!("/api/v1/namespaces/{namespace}/pods/{name}:8797/proxy/metrics");
     let wanted = format!("strata_build_pod{{shape=\"{shape}\"}} 1");
     eventually(&wanted, REACTION, || async {
-        let request = http::Request::get(&url).body(Vec::new())?;
-        let metrics = world.client.request_text(request).await?;
+        let metrics = world.metrics().await?;
         Ok(metrics.contains(&wanted).then_some(()))
     })
     .await

@@ -11,11 +11,23 @@ fn samples(metrics: &Metrics) -> Vec<String> {
         .collect()
 }
 
+fn report() -> BuildReport {
+    serde_json::from_value(serde_json::json!({
+        "version": 1, "tier": "userns",
+        "outcome": {"result": "pushed", "digest": format!("sha256:{}", "0".repeat(64)), "sizeBytes": 9, "layers": 1, "sentBytes": 7},
+        "phases": [{"name": "push", "millis": 1500}, {"name": "unheard of", "millis": 1}],
+    }))
+    .unwrap()
+}
+
 #[test]
 fn a_new_process_counts_nothing() {
     assert_eq!(
         samples(&Metrics::default()),
         [
+            "strata_queued_builds 0",
+            "strata_pushed_images_total 0",
+            "strata_pushed_bytes_total 0",
             "strata_leader 0",
             "strata_ledger_entries 0",
             "strata_ledger_oldest_timestamp_seconds 0.0",
@@ -41,6 +53,16 @@ fn every_count_has_its_name_its_labels_and_base_units() {
     metrics.image_deletion(Deletion::Refused);
     metrics.settings_valid(true);
     metrics.ledger(3, Some(Timestamp::from_second(5).unwrap()), 1);
+    metrics.api_request("get", Some(404));
+    metrics.api_request("get", None);
+    let phases = [
+        Phase::Initial,
+        Phase::Building,
+        Phase::Initial,
+        Phase::Failed,
+    ];
+    metrics.builds(&phases, 1);
+    metrics.pushed(&report());
     metrics.objects(Kind::OsConfig, 7);
     let mut found = samples(&metrics);
     found.sort_unstable();
@@ -48,17 +70,27 @@ fn every_count_has_its_name_its_labels_and_base_units() {
         found,
         [
             r#"mco_mosc_count 7"#,
+            r#"strata_api_requests_total{verb="get",code="404"} 1"#,
+            r#"strata_api_requests_total{verb="get",code="error"} 1"#,
+            r#"strata_build_phase_duration_seconds_count{phase="push"} 1"#,
+            r#"strata_build_phase_duration_seconds_sum{phase="push"} 1.5"#,
             r#"strata_build_pod{shape="privileged"} 0"#,
             r#"strata_build_pod{shape="rootless"} 1"#,
             r#"strata_build_pod{shape="rootless-default"} 0"#,
             r#"strata_build_pod{shape="userns"} 0"#,
             r#"strata_build_pod{shape="userns-pull"} 0"#,
+            r#"strata_builds{phase="building"} 1"#,
+            r#"strata_builds{phase="initial"} 2"#,
+            r#"strata_builds{phase="prepared"} 0"#,
             r#"strata_image_deletions_total{outcome="refused"} 1"#,
             r#"strata_leader 1"#,
             r#"strata_ledger_entries 3"#,
             r#"strata_ledger_failing 1"#,
             r#"strata_ledger_oldest_timestamp_seconds 5.0"#,
             r#"strata_objects{kind="os_config"} 7"#,
+            r#"strata_pushed_bytes_total 7"#,
+            r#"strata_pushed_images_total 1"#,
+            r#"strata_queued_builds 1"#,
             r#"strata_reconcile_duration_seconds_count{kind="os_config"} 1"#,
             r#"strata_reconcile_duration_seconds_sum{kind="os_config"} 0.25"#,
             r#"strata_reconcile_errors_total{kind="ledger",class="user"} 1"#,

@@ -52,6 +52,20 @@ pub struct Observed {
     pub used: Option<Use>,
 }
 
+impl Observed {
+    /// What the builder of a complete Job says.
+    #[must_use]
+    pub fn report(&self) -> Option<&BuildReport> {
+        match &self.job {
+            JobState::Present(job) => match &job.outcome {
+                Some(JobOutcome::Complete { report, .. }) => report.as_ref(),
+                _ => None,
+            },
+            JobState::Absent | JobState::Foreign => None,
+        }
+    }
+}
+
 /// The Job of a build's name.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobState {
