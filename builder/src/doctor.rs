@@ -30,7 +30,10 @@ pub fn doctor(probe: &Probe) -> String {
             };
             lines.push(format!("  no   {}: {failure}", row.check.name()));
             lines.push(format!("         so:     {}", row.check.consequence()));
-            lines.push(format!("         remedy: {}", row.check.remedy(rights)));
+            lines.push(format!(
+                "         remedy: {}",
+                row.check.remedy(rights, probe.place)
+            ));
         }
     }
     lines.push(String::new());
@@ -59,7 +62,7 @@ pub fn doctor(probe: &Probe) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::probe::{Check, Row};
+    use crate::sandbox::probe::{Check, Place, Row};
 
     #[test]
     fn the_text_names_what_works_what_does_not_and_the_remedy() {
@@ -68,7 +71,8 @@ mod tests {
             check,
             failure: failure.map(str::to_owned),
         };
-        let probe = Probe {
+        let mut probe = Probe {
+            place: Place::Pod,
             facts: vec![("uid".to_owned(), "0".to_owned())],
             rows: vec![
                 row(
@@ -105,7 +109,7 @@ tier userns: available
 tier userns-flat: available
   yes  namespaces
   no   new /proc: Operation not permitted (os error 1)
-         so:     steps get the pod's own /proc: they can see, but not look into, the builder's processes
+         so:     steps get the /proc that is here: they can see, but not look into, the builder's processes
          remedy: containers[].securityContext.procMount: Unmasked (allowed with hostUsers: false)
   yes  system call filter
 
@@ -124,5 +128,20 @@ A build with --tier auto runs in tier userns here.
 Not in tier root: namespaces: Operation not permitted (os error 1).
 ";
         assert_eq!(doctor(&probe), expected);
+        probe.place = Place::Workstation;
+        let text = doctor(&probe);
+        let remedies: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("remedy: "))
+            .collect();
+        assert_eq!(
+            remedies,
+            [
+                "run it as root: sudo strata-builder",
+                "nothing mounted over parts of /proc, as in containers",
+                "newuidmap and newgidmap (package uidmap or shadow-utils), and lines of this user in /etc/subuid and /etc/subgid: \
+                 usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+            ]
+        );
     }
 }

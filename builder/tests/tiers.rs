@@ -11,6 +11,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::Path;
 use std::process::Command;
 
 use common::{Built, Image, Workshop, can_build};
@@ -388,6 +389,13 @@ fn a_layer_tells_what_changed_and_nothing_else() {
     }
 }
 
+/// Whether these tests run in a container, where its remedies are said.
+fn is_container() -> bool {
+    let marks = ["/run/.containerenv", "/.dockerenv"];
+    let variable = std::env::var_os("KUBERNETES_SERVICE_HOST");
+    variable.is_some() || marks.iter().any(|mark| Path::new(mark).exists())
+}
+
 #[test]
 fn a_pod_that_may_not_mount_overlays_builds_flat_and_doctor_says_why() {
     if !can_build("a_pod_that_may_not_mount_overlays_builds_flat_and_doctor_says_why") {
@@ -420,6 +428,21 @@ fn a_pod_that_may_not_mount_overlays_builds_flat_and_doctor_says_why() {
         "Not in tier userns-flat: id map, same numbers: Operation not permitted (os error 1).",
     ];
     assert_eq!(end, expected, "{said}");
+    for (variable, remedy) in [
+        ("KUBERNETES_SERVICE_HOST", "spec.hostUsers: false and "),
+        ("NOTHING", "run it as root: sudo strata-builder"),
+    ] {
+        if variable == "NOTHING" && is_container() {
+            continue;
+        }
+        let mut doctor = as_ordinary_user(&workshop, &doctor, Place::Pod);
+        let said = doctor.env(variable, "10.0.0.1").output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let mut remedies = said
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("remedy: "));
+        assert!(remedies.next().unwrap().starts_with(remedy), "{said}");
+    }
     for (tier, obstacle) in [
         ("root", "namespaces: Operation not permitted (os error 1)"),
         (

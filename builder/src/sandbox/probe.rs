@@ -10,15 +10,17 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rights, Storage, Tier};
+use super::{Rights, Tier};
 use crate::error::{Class, Classify};
 use crate::shortage::check_room;
 
 mod attempts;
 mod choice;
+mod remedy;
 
 pub(super) use attempts::main;
 pub use choice::{ChoiceError, choose, no_steps, obstacle};
+pub use remedy::Place;
 
 /// The first argument that starts this program as a probe.
 pub(super) const INTERNAL_PROBE: &str = "internal-probe";
@@ -74,6 +76,8 @@ pub struct Row {
 /// What there is to know before a tier is chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
+    /// Where.
+    pub place: Place,
     /// Who we are: names and values, for people.
     pub facts: Vec<(String, String)>,
     /// In order of trying; the first failure of some rights may leave out their other rows.
@@ -95,6 +99,26 @@ impl Classify for ProbeError {
 }
 
 impl Check {
+    #[cfg(test)]
+    const ALL: [Self; 16] = [
+        Self::Namespaces,
+        Self::Files,
+        Self::IdentityMap,
+        Self::ShiftedMap,
+        Self::SingleMap,
+        Self::SubordinateIds,
+        Self::Overlay,
+        Self::Whiteout,
+        Self::Opaque,
+        Self::Chown,
+        Self::FileCapabilities,
+        Self::Proc,
+        Self::Tmpfs,
+        Self::Devpts,
+        Self::Sys,
+        Self::Seccomp,
+    ];
+
     /// What was tried, in a few words.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -115,86 +139,6 @@ impl Check {
             Self::Devpts => "devpts",
             Self::Sys => "read-only /sys",
             Self::Seccomp => "system call filter",
-        }
-    }
-
-    /// True if a tier with this storage can't do without it.
-    #[must_use]
-    pub const fn is_required(self, storage: Storage) -> bool {
-        match self {
-            Self::Overlay | Self::Whiteout | Self::Opaque => matches!(storage, Storage::Overlay),
-            Self::ShiftedMap | Self::SingleMap | Self::FileCapabilities | Self::Proc => false,
-            Self::Namespaces
-            | Self::Files
-            | Self::IdentityMap
-            | Self::SubordinateIds
-            | Self::Chown
-            | Self::Tmpfs
-            | Self::Devpts
-            | Self::Sys
-            | Self::Seccomp => true,
-        }
-    }
-
-    /// What is lost without it.
-    #[must_use]
-    pub const fn consequence(self) -> &'static str {
-        match self {
-            Self::Namespaces => "no step can run in this tier",
-            Self::Files => "nothing can be copied",
-            Self::IdentityMap | Self::SubordinateIds => {
-                "owners of the base image's files can't be kept"
-            }
-            Self::ShiftedMap | Self::SingleMap => "nothing: no tier uses it",
-            Self::Overlay | Self::Whiteout | Self::Opaque => {
-                "only the flat tier runs, which unpacks a base for itself and looks through all files for changes"
-            }
-            Self::Chown => "files can't have the owners that packages give them",
-            Self::FileCapabilities => "packages that set file capabilities fail to install",
-            Self::Proc => {
-                "steps get the pod's own /proc: they can see, but not look into, the builder's processes"
-            }
-            Self::Tmpfs | Self::Devpts | Self::Sys => "steps don't find what containers have",
-            Self::Seccomp => "steps could use system calls that containers may not",
-        }
-    }
-
-    /// The change of the pod, or the machine, that would allow it.
-    #[must_use]
-    pub const fn remedy(self, rights: Rights) -> &'static str {
-        match (self, rights) {
-            (Self::Namespaces, Rights::Root) => {
-                "spec.hostUsers: false and containers[].securityContext.capabilities.add: [SYS_ADMIN], or privileged: true"
-            }
-            (Self::Namespaces, Rights::Userns | Rights::Rootless | Rights::None) => {
-                "spec.hostUsers: false and no seccompProfile of type RuntimeDefault; on OpenShift the SCC nested-container; \
-                 on the node, sysctls user.max_user_namespaces above 0 and kernel.apparmor_restrict_unprivileged_userns=0"
-            }
-            (Self::Chown, Rights::Rootless) => {
-                "65536 subordinate ids in /etc/subuid and /etc/subgid for this user"
-            }
-            (Self::IdentityMap | Self::ShiftedMap | Self::Chown, _) => {
-                "containers[].securityContext: runAsUser: 0 and capabilities.add: [SETUID, SETGID, SETFCAP]"
-            }
-            (Self::SingleMap, _) => "as for namespaces",
-            (Self::Files, _) => "a folder of this user, such as an emptyDir, as the scratch folder",
-            (Self::SubordinateIds, _) => {
-                "newuidmap and newgidmap (Debian package uidmap) with file capabilities or a set-user-ID bit, lines of this user in /etc/passwd, /etc/subuid and /etc/subgid, \
-                 and containers[].securityContext.allowPrivilegeEscalation: true without drop: [SETUID, SETGID]"
-            }
-            (Self::Overlay | Self::Whiteout | Self::Opaque | Self::FileCapabilities, _) => {
-                "an emptyDir or other volume as the scratch folder; with SELinux seLinuxOptions.type: container_engine_t (SCC nested-container); \
-                 with AppArmor appArmorProfile.type: Unconfined"
-            }
-            (Self::Proc, _) => {
-                "containers[].securityContext.procMount: Unmasked (allowed with hostUsers: false)"
-            }
-            (Self::Tmpfs | Self::Devpts | Self::Sys, _) => {
-                "with SELinux seLinuxOptions.type: container_engine_t; with AppArmor appArmorProfile.type: Unconfined"
-            }
-            (Self::Seccomp, _) => {
-                "a kernel with CONFIG_SECCOMP_FILTER and no seccompProfile that forbids seccomp(2)"
-            }
         }
     }
 }
@@ -267,14 +211,28 @@ pub fn probe(scratch: &Path) -> Result<Probe, ProbeError> {
     {
         rows.push(serde_json::from_slice(line).map_err(|error| failed(error.into()))?);
     }
+    let place = place();
     Ok(Probe {
-        facts: facts(),
+        place,
+        facts: facts(place),
         rows,
     })
 }
 
-/// What `/proc` says about this process.
-fn facts() -> Vec<(String, String)> {
+/// By what Kubernetes gives every container, and what podman and docker do.
+fn place() -> Place {
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        return Place::Pod;
+    }
+    let marks = ["/run/.containerenv", "/.dockerenv"];
+    match marks.iter().any(|mark| Path::new(mark).exists()) {
+        true => Place::Container,
+        false => Place::Workstation,
+    }
+}
+
+/// Where this is, and what `/proc` says about this process.
+fn facts(place: Place) -> Vec<(String, String)> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {
         let line = status
@@ -294,6 +252,7 @@ fn facts() -> Vec<(String, String)> {
     let label = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
     let label = label.trim_matches(['\n', '\0']);
     [
+        ("place", place.name().to_owned()),
         ("uid", rustix::process::geteuid().to_string()),
         ("id map (inside outside count)", map),
         ("capabilities", field("CapEff")),
@@ -377,6 +336,7 @@ mod tests {
             (vec![], &[]),
         ] {
             let probe = Probe {
+                place: Place::Pod,
                 facts: Vec::new(),
                 rows,
             };

@@ -1,7 +1,8 @@
 //! Which tier runs, given what was asked for and what the machine allows? Pure.
 
-use super::{Probe, Rights, Storage, Tier};
+use super::{Probe, Rights, Tier};
 use crate::error::{Class, Classify};
+use crate::sandbox::Storage;
 
 /// No tier can be chosen.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -92,7 +93,7 @@ pub fn obstacle(probe: &Probe, tier: Tier) -> (String, &'static str) {
             let failure = row.failure.as_deref().unwrap_or_default();
             (
                 format!("{}: {failure}", row.check.name()),
-                row.check.remedy(tier.rights()),
+                row.check.remedy(tier.rights(), probe.place),
             )
         },
     )
@@ -100,7 +101,7 @@ pub fn obstacle(probe: &Probe, tier: Tier) -> (String, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Check, Row};
+    use super::super::{Check, Place, Row};
     use super::*;
 
     fn probe(works: &[Tier]) -> Probe {
@@ -120,6 +121,7 @@ mod tests {
             });
         }
         Probe {
+            place: Place::Pod,
             facts: Vec::new(),
             rows,
         }
