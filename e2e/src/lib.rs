@@ -10,6 +10,7 @@
 pub mod fixtures;
 pub mod node;
 pub mod process;
+pub mod proxy;
 pub mod registry;
 pub mod wait;
 pub mod world;
