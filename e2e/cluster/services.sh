@@ -41,12 +41,16 @@ start() {
   echo $! > "$state/run/$1.pid"
 }
 
+signal() {
+  local pid; pid=$(cat "$state/run/$1.pid")
+  # none, if it ends by itself just now
+  kill -s "$2" $(cat "/proc/$pid/task/$pid/children" 2> /dev/null) 2> /dev/null || true
+}
+
 # Ends the service with a signal and waits until it is gone.
 stop() {
-  local pid; runs "$1" || return 0
-  pid=$(cat "$state/run/$1.pid")
-  # none, if it ends by itself just now
-  kill -s "${2:-TERM}" $(cat "/proc/$pid/task/$pid/children" 2> /dev/null) 2> /dev/null || true
+  runs "$1" || return 0
+  signal "$1" "${2:-TERM}"
   for _ in $(seq 200); do runs "$1" || return 0; sleep 0.05; done
   fail "$1 doesn't end"
 }
