@@ -115,6 +115,10 @@ pub mod annotation {
     pub const SUPERSEDED_BY: &str = "strata.image-mode.dev/superseded-by";
     /// By an administrator. On a MachineOSBuild, with any value but `false`: its image stays, also when the build is deleted. On a MachineOSConfig: images by digest, separated by commas, that stay as long as the config does.
     pub const KEEP_IMAGE: &str = "strata.image-mode.dev/keep-image";
+    /// By an administrator, on a MachineOSConfig: how many of its newest builds stay, or `all`.
+    pub const KEEP_BUILDS: &str = "strata.image-mode.dev/keep-builds";
+    /// By an administrator, on a MachineOSConfig: how long its builds stay.
+    pub const KEEP_FOR: &str = "strata.image-mode.dev/keep-for";
     /// On a MachineOSBuild: the tier that its builder ran in.
     pub const TIER: &str = "strata.image-mode.dev/tier";
 }

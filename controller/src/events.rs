@@ -103,6 +103,8 @@ reasons! {
     InvalidInput Warning,
     /// A key of the ConfigMap with the settings is wrong; those before it go on.
     InvalidSettings Warning,
+    /// A build goes that is older than what is to stay.
+    BuildPruned Normal,
     /// The content was built before; the image is used again.
     ImageReused Normal,
     /// An image from outside was taken as the first build.

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
+use kube::core::PartialObjectMeta;
 use serde_json::json;
 
 use crate::api::machine_os_config::{ContainerfileArch, OsContainerfile};
@@ -111,6 +114,15 @@ pub(crate) fn build_args() -> BuildArgs {
 /// What [`build_args`] come to.
 pub(crate) fn build_settings() -> BuildSettings {
     BuildSettings::new(build_args(), "ns").unwrap()
+}
+
+/// A node with an annotation.
+pub(crate) fn node(key: &str, value: &str) -> PartialObjectMeta<Node> {
+    let mut node: PartialObjectMeta<Node> = PartialObjectMeta::default();
+    node.metadata.name = Some("node1".to_owned());
+    node.annotations_mut()
+        .insert(key.to_owned(), value.to_owned());
+    node
 }
 
 /// An entry of the ledger.

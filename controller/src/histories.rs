@@ -16,6 +16,7 @@
 //! | one build for one content | at each start of a build |
 //! | no more builds than may | at each start of a build |
 //! | never deletes an image in use | at each deletion of a manifest |
+//! | retention | at each deletion of a build that a config has no other reason for; at rest nothing is left that may go |
 //! | terminal is terminal | at each write of a build's status |
 //! | guarded | at each request with an effect outside |
 //! | owned only | at each deletion |
@@ -105,6 +106,7 @@ fn act(world: &mut World, Action { verb, n }: Action) {
         Verb::Seed => world.create_config(n, true),
         Verb::Edit => world.edit(n),
         Verb::Rebuild => world.ask_for_rebuild(n),
+        Verb::Retain => world.retain(n),
         Verb::DeleteConfig => world.delete_config(n),
         Verb::DeleteBuild => world.delete_build(n, Propagation::Background),
         Verb::DeleteBuildForeground => world.delete_build(n, Propagation::Foreground),

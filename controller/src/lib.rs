@@ -48,6 +48,7 @@ pub mod plan;
 pub mod pool;
 pub mod registries;
 pub mod render;
+pub mod retention;
 pub mod reuse;
 pub mod run;
 pub mod secrets;

@@ -38,7 +38,8 @@ pub async fn reconcile(
     os_config: Arc<MachineOSConfig>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let Some(observed) = observe::observe(context.as_ref(), &os_config).await? else {
+    let Some(observed) = observe::observe(context.as_ref(), &os_config, Timestamp::now()).await?
+    else {
         return Ok(Action::await_change());
     };
     let plan = plan::plan(&observed, Timestamp::now());

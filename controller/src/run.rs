@@ -436,6 +436,9 @@ async fn follow_settings(
             Ok(false) => {}
             Ok(true) => {
                 try_pods(context).await;
+                for os_config in context.cache.os_configs.store.state() {
+                    queues.os_config(&os_config.name_any());
+                }
                 for os_build in context.cache.os_builds.store.state() {
                     if Phase::of_build(&os_build) == Phase::Initial {
                         queues.os_build(&os_build.name_any());

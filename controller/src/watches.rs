@@ -85,7 +85,7 @@ impl Queues {
         )
     }
 
-    fn os_config(&self, name: &str) {
+    pub(crate) fn os_config(&self, name: &str) {
         // closed at the stop only
         let _stopping = self.os_configs.unbounded_send(ObjectRef::new(name).into());
     }

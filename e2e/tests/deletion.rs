@@ -6,7 +6,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use strata_e2e::fixtures::{endless, quick};
 use strata_e2e::wait::{BUILD, REACTION, eventually};
-use strata_e2e::world::{PREFIX, delete_and_wait, gone};
+use strata_e2e::world::{PREFIX, delete_and_wait, gone, uid};
 use strata_e2e::{World, registry};
 
 #[tokio::test]
@@ -117,6 +117,55 @@ async fn an_image_that_is_to_be_kept_stays_when_its_build_is_deleted() -> Result
     config_maps
         .patch("strata-image-ledger", &PatchParams::default(), &patch)
         .await?;
+    pool.remove().await
+}
+
+#[tokio::test]
+async fn only_the_newest_builds_stay_and_what_a_node_runs() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("newest").await?;
+    let mut images = Vec::new();
+    let mut uids: Vec<String> = Vec::new();
+    for name in ["first", "second", "third"] {
+        match images.is_empty() {
+            true => pool.configure(&quick(name)).await?,
+            false => pool.edit(&quick(name)).await?,
+        }
+        let (build, image) = pool.succeeds(&uids).await?;
+        uids.push(uid(&build));
+        images.push(image);
+    }
+    let nodes = world.nodes().list(&ListParams::default()).await?.items;
+    let node = nodes.first().context("a node")?.name_any();
+    names(&world, &node, Some(&images[0])).await?;
+    let annotations = json!({"strata.image-mode.dev/keep-builds": "1"});
+    let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+    let patched = world.os_configs();
+    patched
+        .patch(&pool.name, &PatchParams::default(), &patch)
+        .await?;
+    let second = eventually("the second image to go", BUILD, || async {
+        Ok((!registry::holds(&images[1]).await?).then_some(()))
+    })
+    .await;
+    let builds = pool.builds().await;
+    let kept = registry::holds(&images[0]).await;
+    names(&world, &node, None).await?;
+    second?;
+    ensure!(
+        kept?,
+        "{} was deleted though node {node} runs it",
+        images[0]
+    );
+    ensure!(
+        registry::holds(&images[2]).await?,
+        "{} is wanted",
+        images[2]
+    );
+    ensure!(
+        builds?.len() == 2,
+        "what a node runs and what is wanted stay"
+    );
     pool.remove().await
 }
 

@@ -18,6 +18,7 @@ use crate::cache::Cache;
 use crate::live::Live as _;
 use crate::phase::Phase;
 use crate::plan::{Plan, Requeue, Step};
+use crate::retention::Retention;
 use crate::turns::Turns;
 use crate::watches::{Concerned, Queues, Requests};
 use crate::{os_build, os_config, pool};
@@ -282,6 +283,28 @@ impl World {
         }
     }
 
+    /// Fewer builds stay from now on, or more.
+    pub(super) fn retain(&mut self, n: u8) {
+        let mut settings = (*self.settings).clone();
+        settings.retention = match n % 5 {
+            0 => Retention::default(),
+            1 | 2 => Retention {
+                builds: Some(usize::from(n % 5)),
+                age: None,
+            },
+            three_or_four => Retention {
+                builds: (three_or_four == 3).then_some(1),
+                age: Some(std::time::Duration::from_secs(240)),
+            },
+        };
+        self.note(|| format!("of builds: {}", settings.retention));
+        self.settings = Arc::new(settings);
+        let configs = self.os_configs.all().map(|one| Key::Config(one.name_any()));
+        for key in configs.collect::<Vec<_>>() {
+            self.enqueue(key, self.clock.now);
+        }
+    }
+
     // --- passes
 
     /// The next request of a pass, or the begin of one that is due.
@@ -325,7 +348,7 @@ impl World {
                 let Some(cached) = cache.os_configs.get(name) else {
                     return;
                 };
-                let observed = os_config::observe::observe(self, &cached)
+                let observed = os_config::observe::observe(self, &cached, now)
                     .now_or_never()
                     .unwrap();
                 observed.map(|observed| {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use futures::FutureExt as _;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
@@ -15,6 +16,7 @@ use super::world::{CONFIGS, World};
 use crate::api::condition::is_true;
 use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
 use crate::ledger::Entry;
+use crate::live::Live as _;
 use crate::phase::Phase;
 
 /// Far more rounds than the longest way to an end takes.
@@ -199,6 +201,13 @@ impl World {
             if !has_image && !wanted.contains(&os_build.name_any()) {
                 return Err(format!("build {}", os_build.name_any()));
             }
+            if has_image
+                && !wanted.contains(&os_build.name_any())
+                && self.room_for(os_build).is_none()
+                && !self.is_still_needed(os_build)
+            {
+                return Err(format!("build {}, which may go", os_build.name_any()));
+            }
         }
         // a failed build's Job and ConfigMaps stay for a look at them; credentials never do
         let has_failed = |uid: &str| {
@@ -229,6 +238,22 @@ impl World {
             return Err(format!("image {digest}"));
         }
         Ok(())
+    }
+
+    /// Whether the image of a build that may go is named by more than builds, or its config isn't well, so that nothing goes.
+    fn is_still_needed(&self, os_build: &MachineOSBuild) -> bool {
+        let status = os_build.status.as_ref();
+        let image = status.and_then(|status| status.digested_image_push_spec.as_deref());
+        let digest = image.and_then(digest_of);
+        let users = self.users().now_or_never().and_then(Result::ok);
+        let users = users.unwrap_or_default();
+        let is_ready = |one: &MachineOSConfig| {
+            let status = one.status.clone().unwrap_or_default();
+            is_true(status.conditions.as_deref().unwrap_or_default(), "Ready")
+        };
+        let os_config = self.os_configs.get(&os_build.spec.machine_os_config.name);
+        !os_config.is_some_and(is_ready)
+            || digest.is_some_and(|digest| users.beside_builds(digest).is_some())
     }
 
     /// Images that nobody could have kept from being left over are none.

@@ -1,6 +1,7 @@
 //! What must hold at every request. Told in words of its own, so that a mistake in the code that promises it isn't
 //! repeated here.
 
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{Resource, ResourceExt as _};
 use strata_builder::digest::Digest;
@@ -146,6 +147,72 @@ impl World {
             self.breaks("no more builds than may", || {
                 format!("{} begins beside {running}, of {max}", root.name)
             });
+        }
+    }
+
+    /// A build with an image that is deleted for want of nothing but room is older than those that stay.
+    pub(super) fn may_go(&mut self, pass: &Pass, target: &Target) {
+        let Some(os_config) = self.os_configs.get(&pass.root.name) else {
+            return;
+        };
+        let Some(os_build) = self.os_builds.get(&target.name) else {
+            return;
+        };
+        let has_ended = is_ended(&os_build.status.clone().unwrap_or_default());
+        let has_image = os_build
+            .status
+            .as_ref()
+            .is_some_and(|status| status.digested_image_push_spec.is_some());
+        // it is built again: the config, or its last pass, says so
+        let current = os_config.annotations().get(annotation::CURRENT_BUILD);
+        let is_current = current == Some(&target.name);
+        if !has_ended
+            || !has_image
+            || is_current
+            || os_config.metadata.deletion_timestamp.is_some()
+            || os_config.annotations().contains_key(annotation::REBUILD)
+            || os_build.metadata.deletion_timestamp.is_some()
+            || os_build.metadata.uid.as_deref() != Some(&target.uid)
+        {
+            return;
+        }
+        let stays = self.room_for(os_build);
+        let name = target.name.clone();
+        if let Some(why) = stays {
+            self.breaks("retention", || format!("{name} is deleted, but {why}"));
+        }
+    }
+
+    /// Why a build with an image stays, beside being needed or wanted.
+    pub(super) fn room_for(&self, os_build: &MachineOSBuild) -> Option<&'static str> {
+        let owners = |one: &MachineOSBuild| one.metadata.owner_references.clone();
+        let place = |one: &MachineOSBuild| (one.creation_timestamp(), one.name_any());
+        let retention = self.settings.retention;
+        let newer = self.os_builds.all().filter(|one| {
+            let status = one.status.as_ref();
+            let image = status.and_then(|status| status.digested_image_push_spec.as_ref());
+            image.is_some()
+                && one.metadata.deletion_timestamp.is_none()
+                && owners(one) == owners(os_build)
+                && place(one) > place(os_build)
+        });
+        let newer = newer.count();
+        let created = os_build.creation_timestamp()?;
+        let age = self.clock.now.duration_since(created.0);
+        match (retention.builds, retention.age) {
+            (None, None) => Some("all stay"),
+            (Some(builds), _) if newer < builds => Some("it is one of the newest"),
+            (_, Some(limit)) if age < SignedDuration::try_from(limit).ok()? => {
+                Some("it is too young")
+            }
+            _ if os_build
+                .annotations()
+                .get(annotation::KEEP_IMAGE)
+                .is_some_and(String::is_empty) =>
+            {
+                Some("somebody keeps it")
+            }
+            _ => None,
         }
     }
 

@@ -176,6 +176,7 @@ impl World {
                         .map(Resource::meta)
                         .cloned(),
                 );
+                self.may_go(pass, &target);
                 delete(
                     &mut self.os_builds,
                     &mut self.clock,

@@ -62,6 +62,8 @@ verbs! {
     Edit "edit" 6,
     /// The rebuild annotation.
     Rebuild "rebuild" 3,
+    /// Fewer builds stay from now on, or more.
+    Retain "retain" 2,
     /// A config is deleted.
     DeleteConfig "delete-config" 1,
     /// A build is deleted by hand.

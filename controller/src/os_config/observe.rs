@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use kube::ResourceExt as _;
+use strata_builder::error::chain;
 use strata_builder::reference::Reference;
 
 use super::controls;
@@ -13,7 +15,9 @@ use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
 use crate::error::Error;
 use crate::live::Live;
 use crate::registries::Answer;
+use crate::retention::Retention;
 use crate::reuse::is_pre_built;
+use crate::usage::Users;
 use crate::wanted::Wanted;
 
 /// A MachineOSConfig and all that its plan depends on.
@@ -27,6 +31,10 @@ pub struct Observed {
     pub os_builds: Vec<Arc<MachineOSBuild>>,
     /// What the registry says of the wanted build's image, if it is to be adopted.
     pub image: Answer,
+    /// Which of its builds stay, or which annotation says so wrongly.
+    pub retention: Result<Retention, String>,
+    /// All that can name an image, if builds may go.
+    pub users: Option<Users>,
 }
 
 impl Observed {
@@ -40,7 +48,7 @@ impl Observed {
     }
 }
 
-/// Reads; none if the config is gone.
+/// Reads at `now`; none if the config is gone.
 ///
 /// # Errors
 ///
@@ -48,6 +56,7 @@ impl Observed {
 pub async fn observe(
     live: &impl Live,
     cached: &MachineOSConfig,
+    now: Timestamp,
 ) -> Result<Option<Observed>, Error> {
     let name = cached.name_any();
     let annotations = cached.annotations();
@@ -69,10 +78,28 @@ pub async fn observe(
             .into_iter()
             .filter(|os_build| controls(&os_config, os_build))
             .collect(),
+        retention: live
+            .settings()
+            .retention_of(&os_config)
+            .map_err(|error| chain(&error)),
         os_config,
         image: Answer::NotAsked,
+        users: None,
     };
     observed.image = look(live, &observed).await;
+    if observed.image == Answer::NotAsked && super::plan::has_surplus(&observed, now) {
+        // the spec or a status may have come to name another build
+        let Some(os_config) = live.os_config(&name).await? else {
+            return Ok(None);
+        };
+        let os_builds = live.os_builds(&name).await?.into_iter();
+        let os_builds = os_builds.filter(|os_build| controls(&os_config, os_build));
+        observed.os_builds = os_builds.map(Arc::new).collect();
+        observed.wanted = live.wanted(&os_config).0;
+        observed.os_config = os_config;
+        observed.image = look(live, &observed).await;
+        observed.users = Some(live.users().await?);
+    }
     Ok(Some(observed))
 }
 

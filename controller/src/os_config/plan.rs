@@ -20,7 +20,7 @@
 //! | image-lost | it has an image to adopt, which the registry has lost | DeleteBuild |
 //! | unconfirmed | it has an image to adopt, and the registry doesn't answer | – |
 //! | adopt | it has an image that the status doesn't name | SetConfigStatus, Annotate |
-//! | prune | other builds ended without an image | DeleteBuild of each |
+//! | prune | other builds ended without an image, or have one that nothing needs and needn't stay | DeleteBuild of each, Tell |
 //! | settled | – | – |
 
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use crate::inputs::BuildInputs;
 use crate::phase::{self, Phase};
 use crate::plan::{Plan, Step, Target};
 use crate::registries::Answer;
+use crate::retention::{Surplus, surplus};
 use crate::wanted::Wanted;
 
 /// Whether the newest content is built; ours, since the incumbent's objects don't say.
@@ -51,6 +52,9 @@ const SEEDED: &str = "Seeded";
 
 /// A registry that doesn't answer is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Until the next look at a build that may go and is still needed.
+const STILL_NEEDED: Duration = Duration::from_secs(600);
 
 /// What a rule decides.
 struct Decision<'a> {
@@ -102,7 +106,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         news,
         adopt,
         again,
-    } = decide(observed);
+    } = decide(observed, now);
     let refusal = ready
         .as_ref()
         .filter(|ready| ready.reason == INVALID)
@@ -137,12 +141,14 @@ pub fn refused(observed: &Observed, why: &str, now: Timestamp) -> Option<Plan> {
     Some(Plan::new("refused", steps))
 }
 
-fn decide(observed: &Observed) -> Decision<'_> {
+fn decide(observed: &Observed, now: Timestamp) -> Decision<'_> {
     let Observed {
         os_config,
         wanted,
         os_builds,
         image: _,
+        retention: _,
+        users: _,
     } = observed;
     let guarded = api::is_guarded(os_config);
     if os_config.metadata.deletion_timestamp.is_some() {
@@ -190,7 +196,7 @@ fn decide(observed: &Observed) -> Decision<'_> {
         let message = format!("MachineOSBuild {} is being deleted", current.name_any());
         return Decision::new("replaced", Vec::new()).saying("Building", message);
     }
-    existing(observed, current)
+    existing(observed, current, now)
 }
 
 /// The wanted build doesn't exist.
@@ -244,7 +250,11 @@ fn create<'a>(observed: &'a Observed, inputs: &BuildInputs) -> Decision<'a> {
 }
 
 /// The wanted build exists and isn't being deleted.
-fn existing<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Decision<'a> {
+fn existing<'a>(
+    observed: &'a Observed,
+    current: &'a Arc<MachineOSBuild>,
+    now: Timestamp,
+) -> Decision<'a> {
     let name = current.name_any();
     let conditions = current
         .status
@@ -302,11 +312,15 @@ fn existing<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Dec
             }
             decision.saying(reason, with_detail(format!("MachineOSBuild {name} {what}")))
         }
-        Phase::Succeeded => succeeded(observed, current),
+        Phase::Succeeded => succeeded(observed, current, now),
     }
 }
 
-fn succeeded<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> Decision<'a> {
+fn succeeded<'a>(
+    observed: &'a Observed,
+    current: &'a Arc<MachineOSBuild>,
+    now: Timestamp,
+) -> Decision<'a> {
     let name = current.name_any();
     if to_adopt(observed).is_some() {
         match &observed.image {
@@ -348,12 +362,68 @@ fn succeeded<'a>(observed: &'a Observed, current: &'a Arc<MachineOSBuild>) -> De
         return decision;
     }
     let mut steps = tidy(observed, current);
-    let rest: Vec<_> = without_image(observed).collect();
+    let mut rest: Vec<_> = without_image(observed).collect();
+    let again = let_go(observed, now, &mut rest);
     let rule = if rest.is_empty() { "settled" } else { "prune" };
     steps.extend(rest);
     let mut decision = Decision::new(rule, steps);
-    decision.ready = Some(ready(current));
+    let mut ready = ready(current);
+    if let Err(wrong) = &observed.retention {
+        ready.message = format!("{}; all its builds stay, as {wrong}", ready.message);
+    }
+    decision.ready = Some(ready);
+    decision.again = again;
     decision
+}
+
+/// Whether something is to be let go, unless something needs it.
+#[must_use]
+pub fn has_surplus(observed: &Observed, now: Timestamp) -> bool {
+    let current = observed.current();
+    let has_ended = current.is_some_and(|one| Phase::of_build(one) == Phase::Succeeded);
+    has_ended && !surplus_of(observed, now).os_builds.is_empty()
+}
+
+fn surplus_of(observed: &Observed, now: Timestamp) -> Surplus {
+    let Observed {
+        os_config,
+        wanted,
+        os_builds,
+        image: _,
+        retention,
+        users: _,
+    } = observed;
+    match (retention, wanted.name()) {
+        (Ok(retention), Some(wanted)) => surplus(*retention, os_config, os_builds, wanted, now),
+        _ => Surplus::default(),
+    }
+}
+
+/// Deletes the builds that needn't stay and whose image nothing needs; when to look again for others.
+fn let_go(observed: &Observed, now: Timestamp, steps: &mut Vec<Step>) -> Option<Duration> {
+    let Surplus { os_builds, next } = surplus_of(observed, now);
+    let mut again = next.and_then(|next| Duration::try_from(next.duration_since(now)).ok());
+    for one in os_builds {
+        let status = one.status.as_ref();
+        let image = status.and_then(|status| status.digested_image_push_spec.as_deref());
+        let image = image.and_then(|image| image.parse::<Reference>().ok());
+        let digest = image.and_then(|image| image.digest);
+        let is_unused = observed
+            .users
+            .as_ref()
+            .is_some_and(|users| digest.is_none_or(|digest| users.beside_builds(digest).is_none()));
+        if is_unused {
+            let name = one.name_any();
+            let bounds = observed.retention.as_ref().copied().unwrap_or_default();
+            let told = format!("MachineOSBuild {name} goes with its image, as {bounds}");
+            steps.push(Step::DeleteBuild(Target::of(one.as_ref())));
+            steps.push(Step::Tell(Notice::new(Reason::BuildPruned, told)));
+        } else {
+            // no watch of nodes looks at configs
+            again = Some(again.map_or(STILL_NEEDED, |again| again.min(STILL_NEEDED)));
+        }
+    }
+    again
 }
 
 /// The annotations of a config whose image is told in its status.

@@ -20,6 +20,7 @@ use super::{OBJECT_NAME, SettingsError, checked, form, parse};
 use crate::api::foreign::Proxy;
 use crate::api::{MachineOSConfig, OWN_PREFIX, annotation};
 use crate::job::{BACKOFF_LIMIT, JobSettings, PodShape, Resources, Scratch};
+use crate::retention::Retention;
 
 /// No build takes this long; such a number is a slip of the unit.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -64,6 +65,18 @@ pub struct BuildArgs {
         default_value = "0"
     )]
     pub max_builds: String,
+    /// Newest succeeded builds of a config that stay, with their images; a number, or all. What is wanted or in use stays in any case
+    #[arg(
+        long,
+        env = "STRATA_KEEP_BUILDS",
+        value_name = "NUMBER",
+        default_value = "all"
+    )]
+    pub keep_builds: String,
+    /// Builds younger than that stay too, and if keep-builds is all, only these; 90s, 45m, 2h or 720h
+    /// [default: those that keep-builds says]
+    #[arg(long, env = "STRATA_KEEP_FOR", value_name = "DURATION")]
+    pub keep_for: Option<String>,
     /// A build that lasts longer has failed; 90s, 45m, 2h or 1h30m
     #[arg(
         long,
@@ -201,6 +214,8 @@ pub struct BuildSettings {
     pub job: JobSettings,
     /// How many builds may run at the same time; none for any number.
     pub max_builds: Option<usize>,
+    /// Which builds of a config stay whose annotations say nothing else.
+    pub retention: Retention,
 }
 
 /// How settings are written where they come from.
@@ -237,6 +252,10 @@ impl BuildSettings {
         Ok(Self {
             job: job_settings(&given, namespace, spelling)?,
             max_builds: (max_builds > 0).then_some(max_builds),
+            retention: Retention {
+                builds: keep_builds(&given.keep_builds, spelling)?,
+                age: keep_for(given.keep_for.as_deref().unwrap_or_default(), spelling)?,
+            },
             given,
         })
     }
@@ -308,6 +327,46 @@ impl BuildSettings {
         let given = changed(&self.given, &changes);
         job_settings(&given, &self.job.namespace, as_annotation)
     }
+
+    /// Which builds of `os_config` stay: its annotations have the last word, each for its bound.
+    ///
+    /// # Errors
+    ///
+    /// Permanent: the first annotation that is wrong, and what to write.
+    pub fn retention_of(&self, os_config: &MachineOSConfig) -> Result<Retention, SettingsError> {
+        let annotated = |key| os_config.annotations().get(key).map(String::as_str);
+        let Retention { builds, age } = self.retention;
+        Ok(Retention {
+            builds: match annotated(annotation::KEEP_BUILDS) {
+                Some(text) => keep_builds(text, as_annotation)?,
+                None => builds,
+            },
+            age: match annotated(annotation::KEEP_FOR) {
+                Some(text) => keep_for(text, as_annotation)?,
+                None => age,
+            },
+        })
+    }
+}
+
+/// None for `all`.
+fn keep_builds(text: &str, spelling: Spelling) -> Result<Option<usize>, SettingsError> {
+    if matches!(text.trim(), "all" | "") {
+        return Ok(None);
+    }
+    let number = text.trim().parse().ok();
+    let number = number.ok_or_else(|| form(spelling("keep-builds"), text.to_owned(), KEEP_BUILDS));
+    number.map(Some)
+}
+
+/// None for no text.
+fn keep_for(text: &str, spelling: Spelling) -> Result<Option<Duration>, SettingsError> {
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    let age = parse::duration(text.trim()).filter(|age| !age.is_zero());
+    let age = age.ok_or_else(|| form(spelling("keep-for"), text.to_owned(), KEEP_FOR));
+    age.map(Some)
 }
 
 fn unknown(setting: String, name: &str, known: &[String]) -> SettingsError {
@@ -355,6 +414,8 @@ fn job_settings(
         builder_service_account,
         plain_http,
         max_builds: _,
+        keep_builds: _,
+        keep_for: _,
         build_deadline,
         build_retries,
         build_cpu_request,
@@ -467,6 +528,8 @@ fn job_settings(
     })
 }
 
+const KEEP_BUILDS: &str = "all or a number of builds, 0 or more";
+const KEEP_FOR: &str = "a duration of 1s or more, like 45m, 2h or 720h";
 const HOST: &str =
     "a registry's HOST or HOST:PORT as in image references, without https:// and without a path";
 const QUANTITY: &str = "a Kubernetes quantity above 0, like 500m, 2, 512Mi or 8Gi";

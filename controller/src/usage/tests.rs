@@ -12,12 +12,8 @@ fn digest() -> Digest {
 }
 
 fn node(key: &str, value: &str) -> Users {
-    let mut node: PartialObjectMeta<Node> = PartialObjectMeta::default();
-    node.metadata.name = Some("node1".to_owned());
-    node.annotations_mut()
-        .insert(key.to_owned(), value.to_owned());
     Users {
-        nodes: vec![node],
+        nodes: vec![fixtures::node(key, value)],
         ..Users::default()
     }
 }

@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::api::{CLEANUP_FINALIZER, MachineOSConfig};
 use crate::fixtures::{self, documented_rules, now, os_build, os_build_with_image};
+use crate::retention::Retention;
+use crate::usage::Users;
 
 const IMAGE: &str = "registry.example.com/org/repo@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
 
@@ -39,6 +41,8 @@ fn seen(os_config: MachineOSConfig, os_builds: Vec<MachineOSBuild>) -> Observed 
         os_config,
         os_builds: os_builds.into_iter().map(Arc::new).collect(),
         image: Answer::NotAsked,
+        retention: Ok(Retention::default()),
+        users: None,
     }
 }
 
@@ -113,6 +117,31 @@ fn every_rule_has_its_steps() {
     full.os_builds.push(Arc::new(other(build_in(Interrupted))));
     let mut kept = adopted.clone();
     kept.os_builds.push(Arc::new(other(good())));
+    let old = |hours| {
+        let mut old = other(os_build_with_image(&IMAGE.replace("220a", "330b")));
+        let created = now() - jiff::SignedDuration::from_hours(hours);
+        old.metadata.creation_timestamp = Some(Time(created));
+        old
+    };
+    let limited = |hours, users| {
+        let mut limited = adopted.clone();
+        limited.os_builds.push(Arc::new(old(hours)));
+        limited.retention = Ok(Retention {
+            builds: Some(1),
+            age: Some(Duration::from_secs(7200)),
+        });
+        limited.users = users;
+        limited
+    };
+    let mut wrong = limited(3, Some(Users::default()));
+    wrong.retention = Err("annotation x".to_owned());
+    let needed = || Users {
+        nodes: vec![fixtures::node(
+            annotation::NODE_CURRENT_IMAGE,
+            &IMAGE.replace("220a", "330b"),
+        )],
+        ..Users::default()
+    };
     let create = vec!["annotate", "create-build", "tell", "set-config-status"];
     let rows: Vec<(Observed, &str, Vec<&str>)> = vec![
         (
@@ -257,6 +286,15 @@ fn every_rule_has_its_steps() {
         ),
         (full, "prune", vec!["delete-build"]),
         (kept, "settled", vec![]),
+        (
+            limited(3, Some(Users::default())),
+            "prune",
+            vec!["delete-build", "tell"],
+        ),
+        (limited(1, Some(Users::default())), "settled", vec![]),
+        (limited(3, Some(needed())), "settled", vec![]),
+        (limited(3, None), "settled", vec![]),
+        (wrong, "settled", vec!["set-config-status"]),
         (adopted, "settled", vec![]),
     ];
     let mut rules = BTreeSet::new();
@@ -324,4 +362,22 @@ fn a_new_content_keeps_the_old_image_in_the_status_until_it_is_built() {
     );
     assert_eq!(status.machine_os_build, before.machine_os_build);
     assert!(!condition::is_true(&status.conditions.unwrap(), READY));
+}
+
+#[test]
+fn a_build_that_may_go_later_or_is_still_needed_is_looked_at_again() {
+    let mut observed = after(seen(named(), vec![os_build_with_image(IMAGE)]));
+    let mut old = other(os_build_with_image(&IMAGE.replace("220a", "330b")));
+    let created = now() - jiff::SignedDuration::from_hours(1);
+    old.metadata.creation_timestamp = Some(Time(created));
+    observed.os_builds.push(Arc::new(old));
+    for (age_seconds, is_surplus, seconds) in [(7200, false, 3600), (3600, true, 600)] {
+        observed.retention = Ok(Retention {
+            builds: Some(1),
+            age: Some(Duration::from_secs(age_seconds)),
+        });
+        assert_eq!(has_surplus(&observed, now()), is_surplus);
+        let again = crate::plan::Requeue::After(Duration::from_secs(seconds));
+        assert_eq!(plan(&observed, now()).requeue, again);
+    }
 }

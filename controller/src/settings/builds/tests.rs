@@ -26,6 +26,7 @@ fn annotated(pairs: &[(&str, &str)]) -> MachineOSConfig {
 fn without_any_setting_everything_but_the_image_has_its_default() {
     let settings = BuildSettings::new(build_args(), "ns").unwrap();
     assert_eq!(settings.max_builds, None);
+    assert_eq!(settings.retention, Retention::default());
     let wanted = JobSettings {
         namespace: "ns".to_owned(),
         builder_image: "builder".to_owned(),
@@ -283,4 +284,41 @@ fn a_wrong_flag_or_annotation_is_told_as_it_is_written() {
         let own = annotated(&[(&format!("strata.image-mode.dev/{key}"), value)]);
         assert_eq!(settings.of(&own).unwrap_err().to_string(), message);
     }
+}
+
+#[test]
+fn what_stays_is_said_for_all_and_by_annotations_for_one_config() {
+    let keep = |builds, seconds: Option<u64>| Retention {
+        builds,
+        age: seconds.map(Duration::from_secs),
+    };
+    let settings = keys(&[("STRATA_KEEP_BUILDS", "3"), ("STRATA_KEEP_FOR", "720h")]).unwrap();
+    let (builds, age) = (annotation::KEEP_BUILDS, annotation::KEEP_FOR);
+    for (pairs, wanted) in [
+        (vec![], keep(Some(3), Some(2_592_000))),
+        (vec![(builds, "0")], keep(Some(0), Some(2_592_000))),
+        (vec![(builds, "all"), (age, "")], keep(None, None)),
+        (vec![(age, "90m")], keep(Some(3), Some(5_400))),
+    ] {
+        let found = settings.retention_of(&annotated(&pairs)).unwrap();
+        assert_eq!(found, wanted, "{pairs:?}");
+    }
+    for (pairs, told) in [
+        (
+            vec![(builds, "-1")],
+            "annotation strata.image-mode.dev/keep-builds \"-1\" must be all or a number of builds, 0 or more",
+        ),
+        (
+            vec![(age, "0s")],
+            "annotation strata.image-mode.dev/keep-for \"0s\" must be a duration of 1s or more, like 45m, 2h or 720h",
+        ),
+    ] {
+        let error = settings.retention_of(&annotated(&pairs)).unwrap_err();
+        assert_eq!(error.to_string(), told);
+    }
+    let error = keys(&[("STRATA_KEEP_FOR", "30d")]).unwrap_err();
+    assert!(
+        error.to_string().starts_with("STRATA_KEEP_FOR \"30d\""),
+        "{error}"
+    );
 }
