@@ -160,6 +160,27 @@ impl World {
         Ok(())
     }
 
+    /// Ends the controller, and waits until it is gone.
+    ///
+    /// # Errors
+    /// If it stays.
+    pub async fn stop_controller(&self) -> Result<()> {
+        self.scale(0).await?;
+        eventually("the controller to be gone", REACTION, || async {
+            Ok(self.controllers().await?.is_empty().then_some(()))
+        })
+        .await
+    }
+
+    /// Starts one controller, and waits until it works.
+    ///
+    /// # Errors
+    /// If it doesn't come to that.
+    pub async fn start_controller(&self) -> Result<()> {
+        self.scale(1).await?;
+        self.controller().await.map(|_| ())
+    }
+
     /// Nodes.
     #[must_use]
     pub fn nodes(&self) -> Api<Node> {

@@ -15,11 +15,7 @@ use strata_e2e::{World, registry};
 async fn whatever_happens_at_any_write_each_content_is_built_once_and_nothing_is_left() -> Result<()>
 {
     let world = World::connect().await?;
-    world.scale(0).await?;
-    eventually("the cluster's controller to be gone", REACTION, || async {
-        Ok(world.controllers().await?.is_empty().then_some(()))
-    })
-    .await?;
+    world.stop_controller().await?;
     for fault in [Fault::Kill, Fault::LoseAnswer, Fault::Conflict, Fault::Fail] {
         let start = Instant::now();
         let controller = Disturbed::start(&world, fault).await?;
@@ -33,8 +29,7 @@ async fn whatever_happens_at_any_write_each_content_is_built_once_and_nothing_is
         let (writes, seconds) = (disturbed.len(), start.elapsed().as_secs());
         println!("{fault:?} at each of {writes} writes: as without, after {seconds} s");
     }
-    world.scale(1).await?;
-    world.controller().await.map(|_| ())
+    world.start_controller().await
 }
 
 /// Creation, an edit while a build runs, a rebuild, deletion by hand of what is wanted, deletion.

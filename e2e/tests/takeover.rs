@@ -30,19 +30,6 @@ fn digest_of(build: &str, digest: &str) -> Result<ConfigMap> {
     }))?)
 }
 
-async fn stop(world: &World) -> Result<()> {
-    world.scale(0).await?;
-    eventually("the controller to be gone", REACTION, || async {
-        Ok(world.controllers().await?.is_empty().then_some(()))
-    })
-    .await
-}
-
-async fn start(world: &World) -> Result<()> {
-    world.scale(1).await?;
-    world.controller().await.map(|_| ())
-}
-
 /// Makes the build look as machine-os-builder leaves one: with its finalizer, and nothing that only Strata writes.
 async fn make_foreign(world: &World, build: &DynamicObject) -> Result<()> {
     let ours: serde_json::Map<String, Value> = build
@@ -74,7 +61,6 @@ async fn replace_job(world: &World, build: &DynamicObject) -> Result<String> {
             }],
         },
         "spec": {"backoffLimit": 3, "completions": 1, "template": {
-            "metadata": {"labels": left_labels(&build.name_any())},
             "spec": {
                 "restartPolicy": "Never",
                 "terminationGracePeriodSeconds": 0,
@@ -96,7 +82,7 @@ async fn what_the_incumbent_has_begun_is_finished_and_what_it_has_left_goes() ->
     pool.configure(&endless("begun")).await?;
     let begun = pool.build_in("Building", &[]).await?;
     let name = begun.name_any();
-    stop(&world).await?;
+    world.stop_controller().await?;
     let lost = digest_of("taken-of-long-ago", "sha256:00")?;
     let config_maps = world.config_maps();
     for config_map in ["digest-taken-of-long-ago", &format!("digest-{name}")] {
@@ -110,7 +96,7 @@ async fn what_the_incumbent_has_begun_is_finished_and_what_it_has_left_goes() ->
     let digest = registry::digest(&tag).await?;
     let left = digest_of(&name, &digest)?;
     config_maps.create(&PostParams::default(), &left).await?;
-    start(&world).await?;
+    world.start_controller().await?;
 
     let (built, image) = pool.succeeds(&[]).await?;
     ensure!(uid(&built) == uid(&begun), "it was built again");
@@ -155,10 +141,10 @@ async fn cleaned(pool: &Pool, build: &str) -> Result<()> {
 /// A build that succeeded under machine-os-builder is taken over: nothing is built, nothing changes for its config.
 async fn adopted_as_it_is(pool: &Pool, built: &DynamicObject, image: &str) -> Result<()> {
     let world = &pool.world;
-    stop(world).await?;
+    world.stop_controller().await?;
     make_foreign(world, built).await?;
     let status = pool.os_config().await?.data["status"].clone();
-    start(world).await?;
+    world.start_controller().await?;
     eventually("the build to have Strata's finalizer", REACTION, || async {
         let now = world.os_builds().get(&built.name_any()).await?;
         Ok((now.finalizers().len() == 2).then_some(()))
