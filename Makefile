@@ -20,6 +20,9 @@ test:            ## everything: check, then the scenarios on the test cluster
 bench:           ## strata-builder beside buildah and BuildKit; QUICK=1 takes 10 minutes
 	@e2e/bench/run $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(WORKLOADS)
 
+bench-controller: ##  the controller with 500, 1,000 and 5,000 configs, on the test cluster; CONFIGS='100 200' for others
+	@e2e/bench/controller $(CONFIGS)
+
 fuzz:            ## hostile bytes for what reads files of others, a minute for each target; SECONDS=600 for more
 	@fuzz/run $(or $(SECONDS),60)
 
@@ -59,4 +62,4 @@ clean: down      ## removes what was built in this checkout; the cache stays
 	cargo clean
 	rm -rf .strata
 
-.PHONY: help demo check soak bench fuzz test up images install scenario differential kubectl status down crds clean
+.PHONY: help demo check soak bench bench-controller fuzz test up images install scenario differential kubectl status down crds clean

@@ -28,7 +28,7 @@ async fn a_paused_pool_is_built_and_a_degraded_one_waits_and_says_so() -> Result
     let (first, _) = pool.succeeds(&[]).await?;
     let ill = |status: &str| {
         json!({"status": {"conditions": [{
-            "type": "Degraded", "status": status, "reason": "NodeDegraded", "message": "node1 is ill",
+            "type": "NodeDegraded", "status": status, "reason": "NodeDegraded", "message": "node1 is ill",
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         }]}})
     };
