@@ -103,6 +103,10 @@ pub struct Build {
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub labels: Vec<Pair>,
 
+    /// Annotation of the image's manifest [repeatable]
+    #[arg(long = "annotation", value_name = "NAME=VALUE")]
+    pub annotations: Vec<Pair>,
+
     /// Where the image goes: to a registry, or into an OCI image layout
     #[arg(long, value_name = "REFERENCE|oci:DIR[:TAG]")]
     pub push: PushTarget,

@@ -195,6 +195,11 @@ fn prepare_and_build(
             .into_iter()
             .map(|pair| (pair.0, pair.1))
             .collect(),
+        annotations: build
+            .annotations
+            .into_iter()
+            .map(|pair| (pair.0, pair.1))
+            .collect(),
         secrets,
         volumes,
         caches: build.cache_dir.as_deref().map(absolute).transpose()?,

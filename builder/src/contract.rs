@@ -23,6 +23,9 @@ pub const BUILD_UID_ANNOTATION: &str = "strata.image-mode.dev/build-uid";
 /// Annotation on the manifest under [`steps_tag`]: the UID of the unfinished build whose layers it notes.
 pub const STEPS_OF_ANNOTATION: &str = "strata.image-mode.dev/steps-of";
 
+/// Annotation on the pushed manifest and on the one under [`steps_tag`]: the cluster whose MachineOSBuild that is, as several may push to a repository.
+pub const CLUSTER_ANNOTATION: &str = "strata.image-mode.dev/cluster";
+
 /// The tag beside a build's own one under which its layers are noted while it runs, for another attempt of it. None if it would be longer than
 /// the 128 characters of a tag.
 #[must_use]

@@ -258,6 +258,7 @@ async fn attempt(
             .get_or_insert_default()
             .extend(spec.labels.clone());
     }
+    image.annotations.extend(spec.annotations.clone());
     if let Some(uid) = &spec.build_uid {
         image
             .annotations

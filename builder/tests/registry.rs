@@ -227,7 +227,13 @@ fn a_retried_build_reports_the_image_that_is_there_instead_of_building_it(progra
         return;
     };
     let report = workshop.path("report").display().to_string();
-    let first = push(&workshop, &registry.host, &["--build-uid", "1-2-3"]).ok();
+    let of_cluster = ["--build-uid", "1-2-3", "--annotation", "example.com/a=b=c"];
+    let first = push(&workshop, &registry.host, &of_cluster).ok();
+    let manifest = registry.manifest("org/os", "v1").unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let annotations = &manifest["annotations"];
+    assert_eq!(annotations["example.com/a"], "b=c");
+    assert_eq!(annotations["strata.image-mode.dev/build-uid"], "1-2-3");
     let proxy = Proxy::start(registry.port(), |_, _| Action::Forward);
     let again = push(
         &workshop,

@@ -24,6 +24,8 @@ pub struct Context {
     pub cache: Cache,
     /// Where all namespaced objects live.
     pub namespace: String,
+    /// What images of this cluster say that they are of; none if that isn't known.
+    pub cluster: Option<String>,
     /// What shapes builds.
     pub settings: Current,
     /// Which pods the cluster takes.

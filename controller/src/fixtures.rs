@@ -134,6 +134,7 @@ pub(crate) fn entry(image: &str) -> Entry {
         os_build: "worker-0".to_owned(),
         since: now(),
         keep: false,
+        orphan_of: None,
     }
 }
 

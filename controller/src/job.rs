@@ -57,6 +57,8 @@ const TRUST_BUNDLE_KEY: &str = "openshift-config-user-ca-bundle.crt";
 pub struct JobSettings {
     /// Of all namespaced objects.
     pub namespace: String,
+    /// What images say that are built in this cluster; none if it can't be told.
+    pub cluster: Option<String>,
     /// Image with strata-builder.
     pub builder_image: String,
     /// Without rights; its token isn't mounted.

@@ -47,6 +47,9 @@ pub struct Entry {
     /// Whether an administrator wants it to stay: then it is never deleted, and whoever takes the entry out leaves the image to the registry.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep: bool,
+    /// UID of the MachineOSBuild that was gone when the image was found: it is deleted only some time after it was entered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphan_of: Option<String>,
 }
 
 impl Entry {

@@ -53,6 +53,7 @@ pub mod reuse;
 pub mod run;
 pub mod secrets;
 pub mod settings;
+pub mod sweep;
 pub mod telemetry;
 pub mod trial;
 pub mod turns;

@@ -36,6 +36,9 @@ pub trait Live: Sync {
     /// Where all namespaced objects live.
     fn namespace(&self) -> &str;
 
+    /// What images say that are built here; none if the cluster can't be told.
+    fn cluster(&self) -> Option<&str>;
+
     /// What shapes builds at this moment.
     fn settings(&self) -> Arc<BuildSettings>;
 
@@ -118,6 +121,10 @@ impl Live for Context {
 
     fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
     }
 
     fn settings(&self) -> Arc<BuildSettings> {

@@ -43,7 +43,7 @@ use crate::settings::current::{self, CurrentError};
 use crate::settings::{BuildArgs, Current, Settings};
 use crate::trial::Trials;
 use crate::watches::{self, Queues, Requests};
-use crate::{leftovers, os_build, os_config, pool};
+use crate::{leftovers, os_build, os_config, pool, sweep};
 
 /// Passes at the same time, per kind: enough that some that wait for a registry hold nobody else up.
 const CONCURRENCY: u16 = 32;
@@ -58,6 +58,8 @@ const AFTER_CONFLICT: Duration = Duration::from_millis(50);
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks at the ledger at most.
 const LEDGER_ROUND: Duration = Duration::from_secs(300);
+/// Between two looks for images that have lost their build: many requests, for what is rare.
+const SWEEP_ROUND: Duration = Duration::from_secs(6 * 3600);
 /// After an apiserver that didn't answer.
 const LEDGER_RETRY: Duration = Duration::from_secs(30);
 
@@ -205,6 +207,16 @@ async fn work(
     }
     health.set_ready(true);
     info!(elapsed = ?begin.elapsed(), "all kinds are listed");
+    let cluster = match sweep::cluster_id(&client).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            warn!(
+                error = chain(&error),
+                "the namespace kube-system can't be read: images don't say which cluster they are of, and those without a build are not looked for"
+            );
+            None
+        }
+    };
     let registries = Registries::new(client.clone(), namespace.clone(), builds.clone());
     metrics.settings_valid(true);
     let context = Arc::new(Context {
@@ -213,6 +225,7 @@ async fn work(
         turns: Arc::clone(&queues.turns),
         unneeded: Arc::clone(&queues.unneeded),
         backoff: Backoff::new(),
+        cluster,
         settings: builds,
         namespace,
         trials: Trials::new(metrics.clone()),
@@ -254,6 +267,7 @@ async fn work(
             ),
             drain(&context, shutdown),
             remove_leftovers(&context, shutdown),
+            sweep_repositories(&context, shutdown),
             try_pods(&context),
             count_builds(&context, shutdown),
             follow_settings(&context, &given, &queues, shutdown),
@@ -391,6 +405,21 @@ async fn remove_leftovers(context: &Context, shutdown: &CancellationToken) {
         }
         tokio::select! {
             () = tokio::time::sleep(leftovers::ROUND) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Looks at the start and then again and again for images that have lost their build.
+async fn sweep_repositories(context: &Context, shutdown: &CancellationToken) {
+    loop {
+        match sweep::sweep(context).await {
+            Ok(0) => {}
+            Ok(_) => context.unneeded.notify_one(),
+            Err(error) => warn!(error = chain(&error), "no look for images without a build"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_ROUND) => {}
             () = shutdown.cancelled() => return,
         }
     }

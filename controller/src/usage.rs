@@ -142,6 +142,13 @@ impl Users {
         build.map(|build| Use::Build(build.name_any()))
     }
 
+    /// Whether there is a MachineOSBuild with this UID, and be it one that is being deleted.
+    #[must_use]
+    pub fn has_build(&self, uid: &str) -> bool {
+        let mut builds = self.os_builds.iter();
+        builds.any(|build| build.metadata.uid.as_deref() == Some(uid))
+    }
+
     /// What of `repository` is named and may be an index, each once: all images but those that builds here have pushed.
     #[must_use]
     pub fn possible_indexes(&self, repository: &Repository) -> Vec<Reference> {

@@ -13,6 +13,7 @@
 //! It is an image manifest, so that every registry takes it and keeps its layers. The next attempt goes on after the last layer that is still there. When the build has
 //! ended for good the note is deleted; a registry that refuses to delete keeps one small manifest.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,8 @@ pub struct Note {
     /// Where it is.
     at: Reference,
     build_uid: String,
+    /// Beside our own.
+    annotations: BTreeMap<String, String>,
     architecture: String,
     /// Under the tag now, as far as we know.
     current: Mutex<Option<Digest>>,
@@ -87,6 +90,7 @@ impl Note {
             registry: registry.clone(),
             at: image.repository.tagged(&tag),
             build_uid: spec.build_uid.clone()?,
+            annotations: spec.annotations.clone(),
             architecture: spec.architecture.clone(),
             current: Mutex::new(None),
             refuses: AtomicBool::new(false),
@@ -156,6 +160,7 @@ impl Note {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
+        image.annotations.extend(self.annotations.clone());
         // A time would make each note another one.
         let image = image.assemble("1970-01-01T00:00:00Z")?;
         let store = Store::Registry(self.registry.clone(), self.at.repository.clone());
@@ -238,6 +243,7 @@ pub fn inputs(spec: &BuildSpec, outside: &Outside) -> Result<Digest, BuildError>
         volumes,        // where they are; their content may be secret
         contexts: _,    // by what they stand for
         labels: _,      // of the image, not of its layers
+        annotations: _, // the same
         secrets: _,     // see above
         caches: _,      // make a step faster
         base_rootfs: _, // the image's own files

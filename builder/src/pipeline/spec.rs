@@ -28,6 +28,8 @@ pub struct BuildSpec {
     pub contexts: BTreeMap<String, ContextSource>,
     /// Put on the image beside the Containerfile's own.
     pub labels: BTreeMap<String, String>,
+    /// Of the image's manifest, and of the note of its steps.
+    pub annotations: BTreeMap<String, String>,
     /// `--secret`, by id.
     pub secrets: BTreeMap<String, Secret>,
     /// What every step sees besides its root.

@@ -553,6 +553,10 @@ impl Live for World {
         &self.settings.job.namespace
     }
 
+    fn cluster(&self) -> Option<&str> {
+        None
+    }
+
     fn settings(&self) -> Arc<BuildSettings> {
         Arc::clone(&self.settings)
     }

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use strata_builder::contract::CLUSTER_ANNOTATION;
 use strata_builder::reference::Reference;
 
 use super::{
@@ -197,6 +198,9 @@ fn arguments(
         format!("{SUBSCRIPTION}:{SUBSCRIPTION}:O,optional"),
     );
     flag("build-uid", build_uid.to_owned());
+    if let Some(cluster) = &settings.cluster {
+        flag("annotation", format!("{CLUSTER_ANNOTATION}={cluster}"));
+    }
     flag("source-date-epoch", epoch(inputs).to_string());
     flag("scratch", SCRATCH.to_owned());
     flag("tier", settings.tier.clone());

@@ -124,6 +124,7 @@ fn everything_that_can_be_asked_for_is_in_the_job() {
     };
     settings.node_selector = BTreeMap::from([("disk".to_owned(), "fast".to_owned())]);
     settings.proxy.no_proxy = Some(".example.com".to_owned());
+    settings.cluster = Some("cluster-uid".to_owned());
     settings.retries = 0;
     settings.layers = "step".to_owned();
     settings.compression = "zstd:7".to_owned();

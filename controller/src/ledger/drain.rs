@@ -7,6 +7,7 @@
 //! | refuses these credentials, or there are none | is tried again, from a minute later to six hours later, for 30 days |
 //! | deletes nothing | goes |
 //!
+//! An image that was found without its build waits a day, and stays if that build is there by then.
 //! What keeps an image that nothing needs is told once, in an event on the ledger, with the remedy.
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::events::{Notice, Reason};
 use crate::live::Live as _;
 use crate::metrics::Deletion;
 use crate::registries::RegistriesError;
+use crate::sweep::GRACE;
 use crate::usage::Use;
 
 /// Who refuses for so long won't change.
@@ -104,6 +106,20 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
         if users.of(digest, None).is_some() {
             failures.0.remove(&key);
             continue;
+        }
+        if let Some(uid) = &entry.orphan_of {
+            if users.has_build(uid) {
+                info!(
+                    image = entry.image,
+                    os_build = entry.os_build,
+                    "the build is back"
+                );
+                context.ledger.forget(entry).await?;
+                continue;
+            }
+            if now.duration_since(entry.since) < GRACE {
+                continue;
+            }
         }
         if !failures.is_due(&key, now) {
             continue;

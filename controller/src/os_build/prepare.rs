@@ -10,7 +10,7 @@ use crate::api::{
 };
 use crate::error::Error;
 use crate::inputs::{BuildInputs, ContentKey, Sources};
-use crate::job::{BuildObjects, Credentials, build_objects};
+use crate::job::{BuildObjects, Credentials, JobSettings, build_objects};
 use crate::live::Live;
 use crate::registries::Answer;
 use crate::render::render;
@@ -124,7 +124,10 @@ pub async fn prepare(
         Err(what) => return Ok(Preparation::Waiting(what)),
     };
     let settings = match settings.of(os_config) {
-        Ok(settings) => settings,
+        Ok(settings) => JobSettings {
+            cluster: live.cluster().map(str::to_owned),
+            ..settings
+        },
         Err(error) => {
             return Ok(Preparation::Waiting(format!(
                 "MachineOSConfig {}: {}",

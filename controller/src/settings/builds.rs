@@ -482,6 +482,7 @@ fn job_settings(
     }
     Ok(JobSettings {
         namespace: namespace.to_owned(),
+        cluster: None,
         builder_image: builder_image.clone(),
         service_account: text(
             "builder-service-account",

@@ -186,5 +186,6 @@ fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<En
         os_build: os_build.name_any(),
         since: condition::whole_second(now),
         keep: false,
+        orphan_of: None,
     })
 }

@@ -29,6 +29,7 @@ fn without_any_setting_everything_but_the_image_has_its_default() {
     assert_eq!(settings.retention, Retention::default());
     let wanted = JobSettings {
         namespace: "ns".to_owned(),
+        cluster: None,
         builder_image: "builder".to_owned(),
         service_account: "strata-builder".to_owned(),
         plain_http: Vec::new(),
