@@ -17,7 +17,7 @@
 //! | who does it? | [`apply`], [`ledger`], [`leftovers`], [`registries`] |
 //! | does anything need an image? | [`usage`] |
 //! | what is the case? | [`watches`], [`cache`], [`live`], [`context`] |
-//! | how does the program run? | [`run`], [`client`], [`settings`], [`lease`], [`admin`], [`backoff`] |
+//! | how does the program run? | [`run`], [`hand_back`], [`client`], [`settings`], [`lease`], [`admin`], [`backoff`] |
 //! | who is told? | [`events`], [`metrics`], [`telemetry`], [`error`] |
 
 pub mod admin;
@@ -32,6 +32,7 @@ pub mod etc_containers;
 pub mod events;
 #[cfg(test)]
 mod fixtures;
+pub mod hand_back;
 #[cfg(test)]
 mod histories;
 pub mod inputs;

@@ -43,7 +43,7 @@ use crate::settings::current::{self, CurrentError};
 use crate::settings::{BuildArgs, Current, Settings};
 use crate::trial::Trials;
 use crate::watches::{self, Queues, Requests};
-use crate::{leftovers, os_build, os_config, pool, sweep};
+use crate::{hand_back, leftovers, os_build, os_config, pool, sweep};
 
 /// Passes at the same time, per kind: enough that some that wait for a registry hold nobody else up.
 const CONCURRENCY: u16 = 32;
@@ -87,6 +87,9 @@ pub enum RunError {
     /// The settings of builds.
     #[error(transparent)]
     Settings(#[from] CurrentError),
+    /// Our finalizers can't be taken off.
+    #[error(transparent)]
+    HandBack(#[from] Error),
     /// The Lease.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -101,6 +104,7 @@ impl Classify for RunError {
             RunError::Signals(_) => Class::INTERNAL,
             RunError::Admin(source) => source.class(),
             RunError::Settings(source) => source.class(),
+            RunError::HandBack(source) => source.class(),
             RunError::Lease(source) => source.class(),
             RunError::LeaseLost => Class::Transient,
         }
@@ -166,15 +170,33 @@ async fn lead(
     // the lease is given back only when nothing works any more
     let idle = CancellationToken::new();
     let mut holding = tokio::spawn(leadership.hold(idle.clone()));
+    let hands_back = settings.hand_back;
+    let working = async {
+        if hands_back {
+            return hand_back::free_all(&client).await;
+        }
+        let metrics = metrics.clone();
+        work(client, settings, builds, health, metrics, shutdown).await;
+        Ok(())
+    };
+    let mut done = Ok(());
     let lost = tokio::select! {
-        () = work(client, settings, builds, health, metrics, shutdown) => {
+        worked = working => {
+            done = worked;
             idle.cancel();
             holding.await
         }
         lost = &mut holding => lost,
     };
+    done?;
     match lost {
         Ok(Lost::Released) => {
+            if hands_back {
+                health.set_ready(true);
+                health.set_leading(false);
+                metrics.leader(false);
+                shutdown.cancelled().await;
+            }
             info!("stopped");
             Ok(())
         }
@@ -196,6 +218,7 @@ async fn work(
         namespace,
         listen: _,
         identity,
+        hand_back: _,
         builds: given,
     } = settings;
     let (queues, requests) = Queues::new();

@@ -62,6 +62,9 @@ pub struct RunArgs {
     /// [default: the host name]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pub identity: Option<String>,
+    /// Take our finalizers off everything instead of working, so that machine-os-builder can go on
+    #[arg(long, env = "STRATA_HAND_BACK")]
+    pub hand_back: bool,
     /// What shapes builds.
     #[command(flatten)]
     pub builds: BuildArgs,
@@ -79,6 +82,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Of this replica, in the Lease; not empty.
     pub identity: String,
+    /// Give everything back to the incumbent instead of working.
+    pub hand_back: bool,
     /// What shapes builds, before the ConfigMap has its say.
     pub builds: BuildArgs,
 }
@@ -163,6 +168,7 @@ impl RunArgs {
             namespace,
             listen,
             identity,
+            hand_back,
             builds,
             log: _,
         } = self;
@@ -186,6 +192,7 @@ impl RunArgs {
                 )?,
                 None => host_name()?,
             },
+            hand_back,
             builds,
         })
     }

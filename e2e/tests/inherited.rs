@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use strata_e2e::World;
 use strata_e2e::fixtures::quick;
-use strata_e2e::wait::never;
+use strata_e2e::wait::{BUILD, eventually, never};
 use strata_e2e::world::{PREFIX, Pool, delete_and_wait, is_true, object, text, uid};
+use strata_e2e::{World, registry};
 
 /// The five conditions as machine-os-builder writes them, one of them True.
 fn conditions(holds: &str) -> Value {
@@ -198,7 +199,7 @@ impl Left {
 }
 
 #[tokio::test]
-async fn builds_in_every_state_are_taken_over() -> Result<()> {
+async fn builds_in_every_state_are_taken_over_and_given_back() -> Result<()> {
     let world = World::connect().await?;
     let mut lefts = Vec::new();
     for left in Left::ALL {
@@ -224,5 +225,56 @@ async fn builds_in_every_state_are_taken_over() -> Result<()> {
     for (_, pool, _) in made {
         pool.remove().await?;
     }
+    give_back(&world).await
+}
+
+async fn hand_back(world: &World, value: Value) -> Result<()> {
+    let variable = json!({"name": "STRATA_HAND_BACK", "value": value});
+    let variable = match value {
+        Value::Null => json!({"name": "STRATA_HAND_BACK", "$patch": "delete"}),
+        _ => variable,
+    };
+    let patch = json!({"spec": {"template": {"spec": {"containers": [
+        {"name": "strata-controller", "env": [variable]},
+    ]}}}});
+    let deployments = world.namespaced::<Deployment>();
+    let parameters = PatchParams::default();
+    deployments
+        .patch("strata-controller", &parameters, &Patch::Strategic(patch))
+        .await?;
     Ok(())
+}
+
+/// What is given back has nothing of Strata's that would hold it, and is as it was.
+async fn give_back(world: &World) -> Result<()> {
+    let pool = world.pool("given-back").await?;
+    pool.configure(&quick("given-back")).await?;
+    let (built, image) = pool.succeeds(&[]).await?;
+    let status = pool.os_config().await?.data["status"].clone();
+    hand_back(world, json!("true")).await?;
+    let freed = eventually("finalizers of ours to be off", BUILD, || async {
+        let build = world.os_builds().get(&built.name_any()).await?;
+        let config = pool.os_config().await?;
+        let is_free = |object: &DynamicObject| {
+            !object
+                .finalizers()
+                .iter()
+                .any(|one| one.starts_with("strata."))
+        };
+        Ok((is_free(&build) && is_free(&config)).then_some(build))
+    })
+    .await;
+    hand_back(world, Value::Null).await?;
+    let freed = freed?;
+    ensure!(freed.finalizers() == ["foregroundDeletion"]);
+    ensure!(is_true(&freed, "Succeeded") && uid(&freed) == uid(&built));
+    ensure!(pool.os_config().await?.data["status"] == status);
+    eventually("Strata to hold it again", BUILD, || async {
+        let build = world.os_builds().get(&built.name_any()).await?;
+        Ok((build.finalizers().len() == 2).then_some(()))
+    })
+    .await?;
+    pool.adopted(&built).await?;
+    ensure!(registry::holds(&image).await?);
+    pool.remove().await
 }
