@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
+use strata_builder::error::chain;
 use tokio::sync::Notify;
+use tracing::warn;
 
 use crate::backoff::Backoff;
 use crate::cache::Cache;
@@ -12,9 +14,11 @@ use crate::events::Recorder;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::registries::Registries;
-use crate::settings::Current;
+use crate::settings::{Current, Settings};
+use crate::sweep::cluster_id;
 use crate::trial::Trials;
 use crate::turns::Turns;
+use crate::watches::Queues;
 
 /// Handles to everything outside, and the settings.
 pub struct Context {
@@ -47,6 +51,49 @@ pub struct Context {
 }
 
 impl Context {
+    /// With what the watches fill `cache` with. A cluster that can't be told is told in the log.
+    pub async fn open(
+        client: Client,
+        settings: &Settings,
+        builds: Current,
+        metrics: Metrics,
+        cache: Cache,
+        queues: &Queues,
+    ) -> Self {
+        let Settings {
+            namespace,
+            listen: _,
+            identity,
+            hand_back: _,
+            builds: _,
+        } = settings;
+        let cluster = match cluster_id(&client).await {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                warn!(
+                    error = chain(&error),
+                    "the namespace kube-system can't be read: images don't say which cluster they are of, and those without a build are not looked for"
+                );
+                None
+            }
+        };
+        Self {
+            ledger: Ledger::new(client.clone(), namespace),
+            recorder: Recorder::new(client.clone(), identity),
+            turns: Arc::clone(&queues.turns),
+            unneeded: Arc::clone(&queues.unneeded),
+            backoff: Backoff::new(),
+            cluster,
+            registries: Registries::new(client.clone(), namespace.clone(), builds.clone()),
+            settings: builds,
+            namespace: namespace.clone(),
+            trials: Trials::new(metrics.clone()),
+            metrics,
+            cache,
+            client,
+        }
+    }
+
     /// The objects of a kind in the namespace that is ours.
     #[must_use]
     pub fn namespaced<K>(&self) -> Api<K>

@@ -15,7 +15,8 @@
 //! | whose turn is it? | [`turns`] |
 //! | what is to be done? | [`os_config`], [`os_build`], [`plan`] |
 //! | who does it? | [`apply`], [`ledger`], [`leftovers`], [`registries`] |
-//! | does anything need an image? | [`usage`] |
+//! | does anything need an image? which builds needn't stay? | [`usage`], [`retention`] |
+//! | what is in the repositories, and what has lost its build? | [`inventory`], [`gc`], [`sweep`] |
 //! | what is the case? | [`watches`], [`cache`], [`live`], [`context`] |
 //! | how does the program run? | [`run`], [`hand_back`], [`client`], [`settings`], [`lease`], [`admin`], [`backoff`] |
 //! | who is told? | [`events`], [`metrics`], [`telemetry`], [`error`] |
@@ -32,10 +33,12 @@ pub mod etc_containers;
 pub mod events;
 #[cfg(test)]
 mod fixtures;
+pub mod gc;
 pub mod hand_back;
 #[cfg(test)]
 mod histories;
 pub mod inputs;
+pub mod inventory;
 pub mod job;
 pub mod lease;
 pub mod ledger;

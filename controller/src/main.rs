@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kube::Client;
+use strata_controller::gc::{self, GcArgs};
 use strata_controller::metrics::Metrics;
 use strata_controller::settings::{RunArgs, Settings, current};
 use strata_controller::{client, run, telemetry, trial};
@@ -24,6 +25,8 @@ enum Command {
     Run(Box<RunArgs>),
     /// Say which pods for builds the cluster takes, with the settings of run; nothing is created
     Doctor(Box<RunArgs>),
+    /// Print the images of all repositories that builds push to, who uses them and what becomes of them; then delete what is due
+    Gc(Box<GcArgs>),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,17 @@ fn main() -> ExitCode {
             let told = trial::doctor(&client, &builds.job).await?;
             Ok(writeln!(std::io::stdout(), "{}", told.trim_end())?)
         }),
+        Command::Gc(arguments) => {
+            let GcArgs {
+                dry_run,
+                output,
+                run,
+            } = *arguments;
+            start(run, async |client, settings, metrics| {
+                let told = gc::gc(client, settings, metrics, dry_run, output).await?;
+                Ok(writeln!(std::io::stdout(), "{}", told.trim_end())?)
+            })
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

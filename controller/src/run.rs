@@ -28,20 +28,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, AdminError, Health};
-use crate::backoff::Backoff;
 use crate::cache::ACTIVE;
 use crate::context::Context;
 use crate::error::Error;
-use crate::events::Recorder;
 use crate::lease::{self, Leadership, LeaseError, Lost};
+use crate::ledger;
 use crate::ledger::drain::Failures;
-use crate::ledger::{self, Ledger};
 use crate::metrics::{Kind, Metrics};
 use crate::phase::Phase;
-use crate::registries::Registries;
 use crate::settings::current::{self, CurrentError};
 use crate::settings::{BuildArgs, Current, Settings};
-use crate::trial::Trials;
 use crate::watches::{self, Queues, Requests};
 use crate::{hand_back, leftovers, os_build, os_config, pool, sweep};
 
@@ -214,49 +210,19 @@ async fn work(
     shutdown: &CancellationToken,
 ) {
     let begin = Instant::now();
-    let Settings {
-        namespace,
-        listen: _,
-        identity,
-        hand_back: _,
-        builds: given,
-    } = settings;
     let (queues, requests) = Queues::new();
     let mut tasks = JoinSet::new();
-    let cache = watches::start(&client, &namespace, &queues, &mut tasks);
+    let cache = watches::start(&client, &settings.namespace, &queues, &mut tasks);
     tokio::select! {
         () = watches::listed(&cache) => {}
         () = shutdown.cancelled() => return,
     }
     health.set_ready(true);
     info!(elapsed = ?begin.elapsed(), "all kinds are listed");
-    let cluster = match sweep::cluster_id(&client).await {
-        Ok(cluster) => cluster,
-        Err(error) => {
-            warn!(
-                error = chain(&error),
-                "the namespace kube-system can't be read: images don't say which cluster they are of, and those without a build are not looked for"
-            );
-            None
-        }
-    };
-    let registries = Registries::new(client.clone(), namespace.clone(), builds.clone());
     metrics.settings_valid(true);
-    let context = Arc::new(Context {
-        ledger: Ledger::new(client.clone(), &namespace),
-        recorder: Recorder::new(client.clone(), &identity),
-        turns: Arc::clone(&queues.turns),
-        unneeded: Arc::clone(&queues.unneeded),
-        backoff: Backoff::new(),
-        cluster,
-        settings: builds,
-        namespace,
-        trials: Trials::new(metrics.clone()),
-        registries,
-        metrics,
-        cache,
-        client,
-    });
+    let context = Context::open(client, &settings, builds, metrics, cache, &queues).await;
+    let context = Arc::new(context);
+    let given = settings.builds;
     let Requests {
         os_configs,
         os_builds,

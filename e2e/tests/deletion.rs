@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use strata_e2e::fixtures::{endless, quick};
 use strata_e2e::wait::{BUILD, REACTION, eventually};
 use strata_e2e::world::{PREFIX, delete_and_wait, gone, uid};
@@ -167,6 +167,69 @@ async fn only_the_newest_builds_stay_and_what_a_node_runs() -> Result<()> {
         "what a node runs and what is wanted stay"
     );
     pool.remove().await
+}
+
+#[tokio::test]
+async fn gc_tells_what_would_go_and_a_dry_run_changes_nothing() -> Result<()> {
+    let world = World::connect().await?;
+    let pool = world.pool("told").await?;
+    pool.configure(&quick("old")).await?;
+    let (old, old_image) = pool.succeeds(&[]).await?;
+    pool.edit(&quick("new")).await?;
+    let (new, new_image) = pool.succeeds(&[uid(&old)]).await?;
+    let (repository, _) = new_image.split_once('@').context("a digest")?;
+    let by_hand = format!("{repository}:by-hand");
+    registry::copy(&world.builder_image().await?, &by_hand).await?;
+    let found = gc(&world, &["--dry-run", "--output", "json"]).await?;
+    let found: Value = serde_json::from_str(&found)?;
+    let fate = |digest: &str| -> Option<(String, String)> {
+        let images = found["images"].as_array()?.iter();
+        let mut images = images.filter(|row| row["repository"] == repository);
+        let row = images.find(|row| row["digest"] == digest)?;
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        Some((text("fate"), text("why")))
+    };
+    for (image, wanted, why) in [
+        (
+            &old_image,
+            "stays",
+            format!("MachineOSBuild {} names it", old.name_any()),
+        ),
+        (
+            &new_image,
+            "stays",
+            format!("MachineOSConfig {} names it", pool.name),
+        ),
+    ] {
+        let digest = image.split_once('@').map_or("", |(_, digest)| digest);
+        ensure!(fate(digest) == Some((wanted.to_owned(), why)), "{found:#}");
+    }
+    let digest = registry::digest(&by_hand).await?;
+    let not_ours = Some(("not-ours".to_owned(), "no build made it".to_owned()));
+    ensure!(fate(&digest) == not_ours, "{found:#}");
+    ensure!(registry::holds(&old_image).await? && registry::holds(&by_hand).await?);
+    // the same for all configs would reach other scenarios' pools
+    let table = gc(&world, &["--dry-run"]).await?;
+    ensure!(
+        table.contains("by-hand") && table.contains("go and free"),
+        "{table}"
+    );
+    ensure!(pool.builds().await?.len() == 2, "{}", new.name_any());
+    pool.remove().await
+}
+
+/// What the controller's program prints.
+async fn gc(world: &World, flags: &[&str]) -> Result<String> {
+    let program = std::env::var("STRATA_CONTROLLER").context("`make test` sets it")?;
+    let output = tokio::process::Command::new(program)
+        .arg("gc")
+        .args(flags)
+        .env("STRATA_NAMESPACE", &world.namespace)
+        .output()
+        .await?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{complaint}");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 #[tokio::test]
