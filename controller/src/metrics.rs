@@ -148,6 +148,10 @@ const fn state(phase: Phase) -> &'static str {
     }
 }
 
+const KINDS: [&str; 4] = ["os_config", "os_build", "pool", "ledger"];
+const CLASSES: [&str; 3] = ["transient", "user", "permanent"];
+const DELETIONS: [&str; 4] = ["deleted", "retained", "refused", "failed"];
+
 const fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::OsConfig => "os_config",
@@ -399,6 +403,15 @@ impl Metrics {
                 registry
             },
         };
+        // Prometheus sees no increase of a series that begins with its first count
+        for kind in KINDS {
+            for class in CLASSES {
+                drop(inner.errors.get_or_create(&ErrorLabels { kind, class }));
+            }
+        }
+        for outcome in DELETIONS {
+            drop(inner.deletions.get_or_create(&OutcomeLabels { outcome }));
+        }
         Self(Arc::new(inner))
     }
 

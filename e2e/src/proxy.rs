@@ -19,10 +19,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::client::Body;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -56,7 +57,7 @@ struct Shared {
     client: Client,
     user: HeaderValue,
     fault: Fault,
-    seen: Mutex<HashSet<(Method, String, Vec<u8>)>>,
+    seen: Mutex<HashSet<(Method, String, String)>>,
     disturbed: Mutex<Vec<String>>,
     kill: UnboundedSender<Order>,
 }
@@ -219,7 +220,9 @@ impl Shared {
         if method == Method::GET || is_other {
             return false;
         }
-        let write = (method.clone(), path.to_owned(), body.to_vec());
+        let mut body: Value = serde_json::from_slice(body).unwrap_or_default();
+        without_time(&mut body);
+        let write = (method.clone(), path.to_owned(), body.to_string());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let is_first = seen.insert(write);
         if is_first {
@@ -244,5 +247,18 @@ impl Shared {
             // one that is gone can't be touched
             let _gone = self.client.send(request).await;
         }
+    }
+}
+
+/// Without what is another one with each try: times, and the version that was read.
+fn without_time(body: &mut Value) {
+    match body {
+        Value::Object(fields) => {
+            fields.remove("resourceVersion");
+            fields.values_mut().for_each(without_time);
+        }
+        Value::Array(values) => values.iter_mut().for_each(without_time),
+        Value::String(text) if text.parse::<Timestamp>().is_ok() => text.clear(),
+        _ => {}
     }
 }
