@@ -434,7 +434,7 @@ fn remote_files_are_added_with_their_time_and_checked() {
     let url = format!("http://{}", server.host);
     let digest = strata_builder::digest::Digest::of(b"remote\n");
     let text = format!(
-        "FROM base\nADD {url}/pub/a%20file.txt?x=y /r/\nADD --checksum={digest} --chmod=644 {url}/moved a.txt /s/\nRUN stat -c '%n %a %u %Y' '/r/a file.txt' /s/moved && cat /s/moved\n"
+        "FROM base\nADD {url}/pub/a%20file.txt?x=y /r/\nADD --checksum={digest} --chmod=644 {url}/moved /s/\nRUN stat -c '%n %a %u %Y' '/r/a file.txt' /s/moved && cat /s/moved\n"
     );
     let report = workshop.path("report").display().to_string();
     let built = workshop.build(&text, &["--report", &report]).ok();
@@ -503,6 +503,26 @@ fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
             "FROM base\nRUN --mount=type=secret,id=s,required=true true\n",
             65,
             "the secret \"s\" is required; give it with --secret id=s,src=FILE",
+        ),
+        (
+            "FROM base\nRUN --mount=type=cache true\n",
+            65,
+            "RUN --mount=type=cache true: --mount can't be \"type=cache\": it would hide the whole root file system; say target=…",
+        ),
+        (
+            "FROM base\nWORKDIR /w\nRUN --mount=type=tmpfs true\nRUN --mount=type=tmpfs,dst=/./ true\n",
+            65,
+            "line 4: RUN --mount=type=tmpfs,dst=/./ true: --mount can't be",
+        ),
+        (
+            "FROM base\nADD --checksum=sha256:00 a.txt /x\n",
+            65,
+            "line 2: ADD --checksum=sha256:00 a.txt /x: --checksum is for one source, and that a URL",
+        ),
+        (
+            "FROM base\nCOPY http://example.com/x /x\n",
+            65,
+            "line 2, column 6: COPY of a URL, which ADD takes, is not supported",
         ),
         (
             "FROM base\nCOPY secret-file /\n",

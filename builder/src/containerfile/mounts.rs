@@ -193,7 +193,7 @@ impl MountFlag {
             "cache" => &[
                 "id", "from", "source", "src", "sharing", "mode", "uid", "gid",
             ],
-            "tmpfs" => &["size"],
+            "tmpfs" => &["size", "tmpfs-size"],
             "secret" => &[
                 "id", "source", "src", "required", "mode", "uid", "gid", "env",
             ],
@@ -224,18 +224,19 @@ impl MountFlag {
         let kind = values.text(&["type"]).unwrap_or_else(|| "bind".to_owned());
         let kind = self.known_options(&kind)?;
         let target = values.text(&["target", "dst", "destination"]);
-        let read_write = match (
-            values.switch(&["rw", "readwrite"])?,
-            values.switch(&["ro", "readonly"])?,
-        ) {
-            (Some(rw), _) => Some(rw),
-            (None, ro) => ro.map(|ro| !ro),
+        let rw = ["rw", "readwrite"];
+        let read_write = match values.last(&["rw", "readwrite", "ro", "readonly"]) {
+            Some(name) => {
+                let is_on = values.switch(&[name])?;
+                is_on.map(|is_on| is_on == rw.contains(&name))
+            }
+            None => None,
         };
         let source = values.text(&["source", "src"]);
         let kind = match kind.as_str() {
             "bind" => MountKind::Bind { source },
             "tmpfs" => MountKind::Tmpfs {
-                size_bytes: match values.text(&["size"]) {
+                size_bytes: match values.text(&["size", "tmpfs-size"]) {
                     None => None,
                     Some(text) => Some(
                         size(&text)
@@ -255,6 +256,12 @@ impl MountFlag {
                 uid: values.number("uid", 10)?,
                 gid: values.number("gid", 10)?,
             },
+            _ if source.is_some() && values.text(&["id"]).is_some() => {
+                return Err(self.bad("id and source both name the secret; give one of them"));
+            }
+            _ if source.is_none() && values.text(&["id", "env"]).or(target.clone()).is_none() => {
+                return Err(self.bad("say which secret: id=…"));
+            }
             _ => MountKind::Secret {
                 id: values.text(&["id"]).or(source),
                 required: values.switch(&["required"])?.unwrap_or(false),
@@ -284,6 +291,12 @@ impl Values<'_> {
         values
             .find(|(key, _)| names.contains(key))
             .map(|(_, value)| value.as_deref())
+    }
+
+    /// Which of the names comes last.
+    fn last(&self, names: &[&'static str]) -> Option<&'static str> {
+        let mut values = self.values.iter().rev();
+        values.find_map(|(key, _)| names.iter().find(|name| *name == key).copied())
     }
 
     fn text(&self, names: &[&str]) -> Option<String> {
@@ -381,6 +394,25 @@ mod tests {
         for (text, wanted) in table {
             let error = MountFlag::new(text).check().unwrap_err();
             assert_eq!(error.wanted, wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_last_counts() {
+        for (options, read_write) in [
+            ("", None),
+            ("rw", Some(true)),
+            ("ro", Some(false)),
+            ("rw,ro", Some(false)),
+            ("ro,rw", Some(true)),
+            ("readonly,readwrite=false", Some(false)),
+            ("rw=0,readonly=f", Some(true)),
+        ] {
+            let flag = MountFlag::new(&format!("type=bind,target=/a,{options},dst=/b"));
+            let mount: Result<Mount, InvalidMount> = flag.mount(|word| Ok(word.0.clone()));
+            let mount = mount.unwrap();
+            assert_eq!(mount.read_write, read_write, "{options}");
+            assert_eq!(mount.target.as_deref(), Some("/b"));
         }
     }
 

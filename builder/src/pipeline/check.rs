@@ -1,8 +1,9 @@
 //! What in this Containerfile does this builder not do? Said before anything runs; pure.
 
 use super::BuildError;
+use super::stage::is_url;
 use crate::containerfile::graph::BuildGraph;
-use crate::containerfile::{Containerfile, Instruction, Located};
+use crate::containerfile::{Containerfile, Instruction, Located, Word};
 
 /// Refuses the first instruction of a needed stage that can't be carried out.
 pub fn supported(file: &Containerfile, graph: &BuildGraph) -> Result<(), BuildError> {
@@ -42,8 +43,14 @@ pub fn without_steps(
 
 /// What is not supported, and the text that marks its place.
 fn unsupported(instruction: &Instruction) -> Option<(&'static str, String)> {
-    let Instruction::Add(transfer) = instruction else {
-        return None;
+    let transfer = match instruction {
+        Instruction::Add(transfer) => transfer,
+        Instruction::Copy(transfer) if transfer.from.is_none() => {
+            let remote = |source: &&Word| is_url(&source.0) || is_git(&source.0);
+            let source = transfer.sources.iter().find(remote)?;
+            return Some(("COPY of a URL, which ADD takes,", source.0.clone()));
+        }
+        _ => return None,
     };
     if transfer.keep_git_dir {
         return Some(("ADD --keep-git-dir", "--keep-git-dir".to_owned()));
@@ -54,10 +61,10 @@ fn unsupported(instruction: &Instruction) -> Option<(&'static str, String)> {
 
 /// As BuildKit tells a repository from a file.
 fn is_git(source: &str) -> bool {
-    let schemes = ["git://", "git@", "ssh://", "github.com/"];
-    let web = source.starts_with("http://") || source.starts_with("https://");
+    let schemes = ["git://", "git@", "ssh://"];
     let path = source.split(['#', '?']).next().unwrap_or_default();
-    schemes.iter().any(|scheme| source.starts_with(scheme)) || (web && path.ends_with(".git"))
+    let is_web = is_url(source) && path.ends_with(".git");
+    is_web || schemes.iter().any(|scheme| source.starts_with(scheme))
 }
 
 /// The column of `mark`, and the line to show it in.
@@ -103,6 +110,17 @@ mod tests {
                 Some(
                     "Containerfile, line 3, column 15: ADD of a git repository is not supported\n  \
                      ADD --chown=1 https://example.com/x.git#main /x\n                ^",
+                ),
+            ),
+            (
+                "FROM scratch\nADD github.com/x/y /x\nCOPY --from=x https://x/y /z\n",
+                None,
+            ),
+            (
+                "FROM scratch\nCOPY a https://example.com/x /y\n",
+                Some(
+                    "Containerfile, line 2, column 8: COPY of a URL, which ADD takes, is not supported\n  \
+                     COPY a https://example.com/x /y\n         ^",
                 ),
             ),
             (

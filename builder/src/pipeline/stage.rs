@@ -38,6 +38,7 @@ pub use error::StepError;
 use error::make_folder;
 pub use files::{Change, Pulling, Unpacked};
 use files::{Files, OpenRoot, View};
+pub(super) use transfer::is_url;
 /// Layers of an earlier attempt, whose instructions are not run again.
 #[derive(Default)]
 pub struct Earlier {

@@ -1,6 +1,6 @@
 //! What does a RUN execute?
 
-use crate::containerfile::{CommandForm, Heredoc};
+use crate::containerfile::{CommandForm, Heredoc, Word, words};
 
 /// Where a script with a `#!` line appears to the step.
 const SCRIPT_DIRECTORY: &str = "/dev/pipes";
@@ -60,8 +60,13 @@ fn with_shell(shell: &[String], script: String) -> RunCommand {
     }
 }
 
-/// True for `<<EOF` and nothing else; a descriptor number makes it the shell's business.
+/// True for `<<EOF` and nothing else; its name may have blanks in quotes, and a descriptor's number before it.
 fn is_bare_heredoc(line: &str) -> bool {
-    let line = line.trim();
-    line.starts_with("<<") && !line.starts_with("<<<") && !line.contains(char::is_whitespace)
+    let word = line.trim_matches(|c: char| c.is_whitespace() || c.is_ascii_digit());
+    let Some(name) = word.strip_prefix("<<") else {
+        return false;
+    };
+    let name = Word(name.trim_start_matches('-').to_owned());
+    let words = words::split(&name, '\\', &|_| None);
+    !name.0.contains('<') && words.is_ok_and(|words| words.len() == 1)
 }

@@ -228,6 +228,8 @@ fn a_run_is_a_line_an_array_a_script_or_a_line_with_documents() {
     );
     assert_eq!(run("RUN <<EOF\na\n$b\nEOF"), shell("a\n$b\n"));
     assert_eq!(run("RUN <<-'EOF'\n\ta\n\tEOF"), shell("a\n"));
+    assert_eq!(run("RUN 3<<\"E F\"\na\nE F"), shell("a\n"));
+    assert_eq!(run("RUN <<EOF b\na\nEOF"), shell("<<EOF b\na\nEOF"));
     assert_eq!(
         run("RUN <<EOF\n#!/usr/bin/env python3\nprint()\nEOF"),
         (

@@ -320,6 +320,9 @@ fn transfer(flags: Vec<Flag>, node: Node) -> Result<Transfer, Fault> {
         wanted: "at least one source, and a destination as the last word",
     };
     let mut words = match node.arguments {
+        Arguments::Words(words) if words.last().is_some_and(|last| heredoc(last).is_some()) => {
+            return Err(needs());
+        }
         Arguments::Words(words) => without_heredocs(words),
         Arguments::Array(words) => words,
         _ => Vec::new(),
@@ -398,7 +401,7 @@ fn run(flags: Vec<Flag>, node: Node) -> Result<Instruction, Fault> {
     };
     for flag in flags {
         match (flag.name.as_str(), flag.value.as_deref()) {
-            ("mount", Some(value)) => {
+            ("mount", Some(value)) if !value.trim().is_empty() => {
                 let mount = MountFlag::new(value);
                 mount.check()?;
                 run.mounts.push(mount);
@@ -444,17 +447,22 @@ fn healthcheck(flags: Vec<Flag>, arguments: Arguments) -> Result<Instruction, Fa
             let mut retries = None;
             for flag in flags {
                 let value = flag.value.clone().unwrap_or_default();
-                let nanos = || {
-                    duration(&value)
-                        .ok_or_else(|| flag.bad("a duration such as 30s or 1m30s"))
-                        .map(Some)
+                let nanos = || match duration(&value) {
+                    // what the runtime makes of a check without it
+                    Some(0) => Ok(None),
+                    Some(nanos @ 1_000_000..) => Ok(Some(nanos)),
+                    Some(_) => Err(flag.bad("at least 1ms")),
+                    None => Err(flag.bad("a duration such as 30s or 1m30s")),
                 };
                 match flag.name.as_str() {
                     "interval" => interval_nanos = nanos()?,
                     "timeout" => timeout_nanos = nanos()?,
                     "start-period" => start_period_nanos = nanos()?,
                     "start-interval" => start_interval_nanos = nanos()?,
-                    _ => retries = Some(value.parse().map_err(|_| flag.bad("a whole number"))?),
+                    _ => {
+                        let number: u32 = value.parse().map_err(|_| flag.bad("a whole number"))?;
+                        retries = (number > 0).then_some(number);
+                    }
                 }
             }
             Ok(Instruction::Healthcheck(Healthcheck::Command {
@@ -472,6 +480,9 @@ fn healthcheck(flags: Vec<Flag>, arguments: Arguments) -> Result<Instruction, Fa
 
 /// A duration as Go writes it, in nanoseconds.
 fn duration(text: &str) -> Option<u64> {
+    if text == "0" {
+        return Some(0);
+    }
     let mut total = 0.0;
     let mut rest = text;
     while !rest.is_empty() {

@@ -141,6 +141,18 @@ fn every_instruction_has_its_forms() {
             retries: Some(3),
         })
     );
+    // as Docker's API has it, none and nothing are one
+    assert_eq!(
+        only("HEALTHCHECK --interval=0 --timeout=0s --start-period=1ms --retries=0 CMD [\"x\"]"),
+        Instruction::Healthcheck(Healthcheck::Command {
+            command: CommandForm::Exec(vec!["x".to_owned()]),
+            interval_nanos: None,
+            timeout_nanos: None,
+            start_period_nanos: Some(1_000_000),
+            start_interval_nanos: None,
+            retries: None,
+        })
+    );
     assert_eq!(
         only("ONBUILD RUN echo hi"),
         Instruction::Onbuild("RUN echo hi".to_owned())
@@ -291,7 +303,7 @@ fn another_encoding_is_told_with_its_place() {
 
 #[test]
 fn what_is_wrong_is_told_with_its_place() {
-    let table: [(&str, usize, usize, &str); 23] = [
+    let table: [(&str, usize, usize, &str); 28] = [
         ("", 1, 1, "no instructions"),
         ("# only\n", 1, 1, "no instructions"),
         ("RUN x\n", 1, 1, "RUN stands before the first FROM"),
@@ -347,6 +359,31 @@ fn what_is_wrong_is_told_with_its_place() {
             "heredoc EOF is never closed",
         ),
         ("FROM a\nSHELL bash\n", 2, 1, "JSON array"),
+        (
+            "FROM a\nCOPY b <<EOF\nx\nEOF\n",
+            2,
+            1,
+            "COPY needs at least one source, and a destination",
+        ),
+        ("FROM a\nRUN --mount= x\n", 2, 5, "write type=…,target=…"),
+        (
+            "FROM a\nRUN --mount=type=secret x\n",
+            2,
+            5,
+            "say which secret: id=…",
+        ),
+        (
+            "FROM a\nRUN --mount=type=secret,id=x,src=y x\n",
+            2,
+            5,
+            "id and source both name the secret",
+        ),
+        (
+            "FROM a\nHEALTHCHECK --timeout=999us CMD x\n",
+            2,
+            13,
+            "--timeout can't be \"999us\": at least 1ms",
+        ),
         (
             "FROM a\nONBUILD FROM b\n",
             2,

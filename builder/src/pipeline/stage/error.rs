@@ -73,6 +73,9 @@ pub enum StepError {
     /// `--checksum`
     #[error("--checksum")]
     Checksum(#[from] InvalidDigest),
+    /// `--checksum` of something else than one file that is fetched.
+    #[error("--checksum is for one source, and that a URL")]
+    ChecksumOfWhat,
     /// ADD of a remote file.
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -98,6 +101,7 @@ impl Classify for StepError {
             | Self::Mode(_)
             | Self::Mount(_)
             | Self::Checksum(_)
+            | Self::ChecksumOfWhat
             | Self::NoSecret { .. }
             | Self::SecretIsNoText { .. } => Class::CONTENT,
             Self::Short { source, .. } => source.class(),

@@ -1,13 +1,13 @@
 //! How does a RUN go? Its mounts, its command, its last words.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::cache::{Cache, Wanted};
 use super::{Current, Stages, StepError, make_folder};
 use crate::containerfile::Run;
 use crate::containerfile::graph::Source;
-use crate::containerfile::mounts::{Mount, MountFlag, MountKind};
+use crate::containerfile::mounts::{InvalidMount, Mount, MountFlag, MountKind};
 use crate::progress::Event;
 use crate::root::Root;
 use crate::sandbox::{Access, ExitStatus, MountSpec, RunError, RunSpec, StepMount, run};
@@ -146,7 +146,17 @@ impl Stages<'_> {
             target,
             read_write,
         } = mount.mount(|word| current.state.expand(word).map_err(StepError::from))?;
-        let inside = |target: &str| Path::new(current.state.workdir()).join(target);
+        let inside = |target: Option<String>| {
+            let target = Path::new(current.state.workdir()).join(target.unwrap_or_default());
+            let is_root = |part| matches!(part, Component::RootDir | Component::CurDir);
+            match target.components().all(is_root) {
+                false => Ok(target),
+                true => Err(InvalidMount {
+                    text: mount.text.clone(),
+                    wanted: "it would hide the whole root file system; say target=…".to_owned(),
+                }),
+            }
+        };
         match kind {
             MountKind::Bind { source: path } => {
                 let path = path.unwrap_or_else(|| "/".to_owned());
@@ -159,12 +169,12 @@ impl Stages<'_> {
                     source: root.resolve(Path::new(&path))?,
                     access,
                 };
-                let target = inside(&target.unwrap_or_default());
+                let target = inside(target)?;
                 prepared.specs.push(MountSpec { target, kind });
             }
             MountKind::Tmpfs { size_bytes } => {
                 let kind = StepMount::Tmpfs { size_bytes };
-                let target = inside(&target.unwrap_or_default());
+                let target = inside(target)?;
                 prepared.specs.push(MountSpec { target, kind });
             }
             MountKind::Cache {
@@ -175,7 +185,7 @@ impl Stages<'_> {
                 uid,
                 gid,
             } => {
-                let target = inside(&target.unwrap_or_default());
+                let target = inside(target)?;
                 let id = id.unwrap_or_else(|| target.to_string_lossy().into_owned());
                 let path = path.unwrap_or_else(|| "/".to_owned());
                 let filled = match source {
@@ -231,7 +241,7 @@ impl Stages<'_> {
                     }
                 }
                 let target = match target {
-                    Some(target) => inside(&target),
+                    target @ Some(_) => inside(target)?,
                     None => Path::new(SECRETS_DIRECTORY).join(&id),
                 };
                 let kind = StepMount::File {

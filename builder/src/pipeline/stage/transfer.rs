@@ -38,6 +38,9 @@ impl Stages<'_> {
             .into_iter()
             .partition(|source| is_add && is_url(source));
         let checksum = match &transfer.checksum {
+            Some(_) if (urls.len(), local.len()) != (1, 0) => {
+                return Err(StepError::ChecksumOfWhat);
+            }
             Some(checksum) => Some(expand(checksum)?.parse::<Digest>()?),
             None => None,
         };
@@ -107,6 +110,7 @@ impl Stages<'_> {
     }
 }
 
-fn is_url(source: &str) -> bool {
+/// True for what ADD fetches.
+pub(in crate::pipeline) fn is_url(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
