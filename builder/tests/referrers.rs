@@ -255,6 +255,117 @@ fn tags_are_listed_page_by_page_and_null_is_none() {
     });
 }
 
+/// As their documentation, their code and their users' reports have it: nobody here has tried them.
+#[test]
+fn the_documented_answers_of_registries_to_a_deletion_say_who_can_do_something_about_it() {
+    let error = |status: u16, code: &str, message: &str| {
+        let text = format!(r#"{{"errors": [{{"code": "{code}", "message": "{message}"}}]}}"#);
+        (status, &*text.leak())
+    };
+    let served = true;
+    for (registry, (status, body), is_served, wanted) in [
+        ("any", (202, ""), false, Ok(())),
+        ("Harbor", (200, ""), false, Ok(())),
+        (
+            "any, twice",
+            error(404, "MANIFEST_UNKNOWN", "unknown"),
+            false,
+            Ok(()),
+        ),
+        (
+            "Harbor, twice",
+            error(404, "NOT_FOUND", "artifact not found"),
+            false,
+            Ok(()),
+        ),
+        (
+            "Quay, twice",
+            error(500, "UNKNOWN", "Tag was deleted or has expired"),
+            false,
+            Ok(()),
+        ),
+        (
+            "ECR",
+            error(404, "NOT_FOUND", "page not found"),
+            served,
+            Err(Class::INTERNAL),
+        ),
+        (
+            "distribution, delete off",
+            error(405, "UNSUPPORTED", "unsupported"),
+            served,
+            Err(Class::INTERNAL),
+        ),
+        (
+            "GHCR",
+            error(405, "UNSUPPORTED", "unsupported"),
+            served,
+            Err(Class::INTERNAL),
+        ),
+        (
+            "Artifact Registry",
+            error(
+                400,
+                "GOOGLE_MANIFEST_DANGLING_TAG",
+                "still referenced by tag",
+            ),
+            served,
+            Err(Class::INTERNAL),
+        ),
+        (
+            "Harbor, immutable tag",
+            error(412, "PRECONDITION", "matches an immutable rule"),
+            served,
+            Err(Class::INTERNAL),
+        ),
+        (
+            "Harbor, robot",
+            error(403, "FORBIDDEN", "no delete permission"),
+            served,
+            Err(Class::RIGHTS),
+        ),
+        (
+            "Quay, read robot",
+            error(401, "UNAUTHORIZED", "access is not authorized"),
+            served,
+            Err(Class::RIGHTS),
+        ),
+        (
+            "OpenShift",
+            error(403, "DENIED", "requested access to the resource is denied"),
+            served,
+            Err(Class::RIGHTS),
+        ),
+        (
+            "Artifactory, Nexus, Gitea",
+            error(403, "DENIED", "forbidden"),
+            served,
+            Err(Class::RIGHTS),
+        ),
+        (
+            "any, limited",
+            error(429, "TOOMANYREQUESTS", "slow down"),
+            served,
+            Err(Class::Transient),
+        ),
+        (
+            "any, read-only",
+            error(503, "UNAVAILABLE", "read-only"),
+            served,
+            Err(Class::Transient),
+        ),
+    ] {
+        let proxy = Proxy::start(0, move |request, _| match request.method.as_str() {
+            "DELETE" => Action::Answer(status, Vec::new(), body),
+            _ if is_served => Action::Answer(200, Vec::new(), ""),
+            _ => Action::Answer(404, Vec::new(), ""),
+        });
+        let (registry_client, at) = (client(&proxy.host), repository(&proxy.host));
+        let deleted = block_on(registry_client.delete_manifest(&at, Digest::of(b"x")));
+        assert_eq!(deleted.map_err(|error| error.class()), wanted, "{registry}");
+    }
+}
+
 with_both_registries! {
     a_repository_lists_its_tags_and_an_index_its_manifests
     what_refers_to_an_image_is_found_by_the_tag_that_stands_for_it

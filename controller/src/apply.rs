@@ -8,6 +8,7 @@ pub mod image;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
 use kube::api::{
@@ -19,17 +20,17 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use strata_builder::error::chain;
+use strata_builder::error::{Class, Classify as _, chain};
 use tracing::{debug, info};
 
 use self::image::{Doomed, Removal, remedy, remove, remove_tagged};
 use crate::api::{
-    CLEANUP_FINALIZER, FIELD_MANAGER, MachineConfigPool, MachineOSBuild, MachineOSConfig,
+    CLEANUP_FINALIZER, FIELD_MANAGER, MachineConfigPool, MachineOSBuild, MachineOSConfig, condition,
 };
 use crate::context::Context;
 use crate::error::{Error, code};
 use crate::events::{Notice, Reason};
-use crate::ledger::{LEDGER_NAME, LedgerError};
+use crate::ledger::{Entry, LEDGER_NAME, LedgerError};
 use crate::metrics::{Deletion, Kind, Outcome};
 use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
 
@@ -217,24 +218,7 @@ async fn run(context: &Context, root: &mut Root, step: Step) -> Result<(), Error
             delete(&api, name, "Secret", &target, None).await
         }
         Step::DeleteImage(deletion) => delete_image(context, root, &deletion).await,
-        Step::Remember(entry) => {
-            match context.ledger.remember(&entry).await {
-                Ok(()) => context.metrics.image_deletion(Deletion::Retained),
-                // what is to be kept must be known for ever; the rest never holds its build
-                Err(LedgerError::Full { .. }) if !entry.keep => {
-                    context.metrics.image_deletion(Deletion::Refused);
-                    let told = format!(
-                        "{} stays in the registry, as ConfigMap {LEDGER_NAME} is full: delete it by hand when nothing needs it any more",
-                        entry.image
-                    );
-                    let notice = Notice::new(Reason::ImageNotDeleted, told);
-                    context.recorder.publish(&root.reference(), &notice).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-            context.unneeded.notify_one();
-            Ok(())
-        }
+        Step::Remember(entry) => remember(context, root, &entry).await,
         Step::Tell(notice) => {
             context.recorder.publish(&root.reference(), &notice).await;
             Ok(())
@@ -414,6 +398,26 @@ where
     }
 }
 
+/// Enters an image in the ledger; that there is no room is told and holds nothing up, unless it is to be kept.
+async fn remember(context: &Context, root: &Root, entry: &Entry) -> Result<(), Error> {
+    match context.ledger.remember(entry).await {
+        Ok(()) => context.metrics.image_deletion(Deletion::Retained),
+        // what is to be kept must be known for ever
+        Err(LedgerError::Full { .. }) if !entry.keep => {
+            context.metrics.image_deletion(Deletion::Refused);
+            let told = format!(
+                "{} stays in the registry, as ConfigMap {LEDGER_NAME} is full: delete it by hand when nothing needs it any more",
+                entry.image
+            );
+            let notice = Notice::new(Reason::ImageNotDeleted, told);
+            context.recorder.publish(&root.reference(), &notice).await;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    context.unneeded.notify_one();
+    Ok(())
+}
+
 async fn delete_image(
     context: &Context,
     root: &Root,
@@ -467,6 +471,19 @@ async fn delete_image(
             info!(object = root.object(), %image, error = chain(&error), "the registry does not delete the image");
             let notice = Notice::new(Reason::ImageNotDeleted, told);
             context.recorder.publish(&root.reference(), &notice).await;
+            // the right may come back; a registry that doesn't delete stays so
+            if let Class::User(_) = error.class() {
+                let entry = Entry {
+                    image: image.to_string(),
+                    tag: tag.clone(),
+                    push_secret: push_secret.clone(),
+                    os_build: root.name.clone(),
+                    since: condition::whole_second(Timestamp::now()),
+                    keep: false,
+                    orphan_of: None,
+                };
+                return remember(context, root, &entry).await;
+            }
             Ok(())
         }
         Err(error) => {

@@ -247,7 +247,15 @@ impl Registry {
         .await
         {
             Ok(_) => Ok(()),
-            Err(error) if error.is_not_found() => Ok(()),
+            // ECR says so of every manifest
+            Err(error) if error.is_not_found() => {
+                match self.head_manifest(&repository.digested(digest)).await? {
+                    None => Ok(()),
+                    Some(_) => Err(subject.malformed(
+                        "the registry says that it has no such manifest, and serves it all the same",
+                    )),
+                }
+            }
             Err(error) => Err(error),
         }
     }

@@ -11,7 +11,7 @@
 //! | deleting-retain | deleted, something needs its image, or its registry has failed for long | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-image | deleted, nothing does | DeleteImage, RemoveFinalizer | – |
 //! | deleting-waiting | deleted, the registry can't be asked for now | – | – |
-//! | deleting-refused | deleted, nobody can ask it | Tell, RemoveFinalizer | – |
+//! | deleting-refused | deleted, nobody can ask it | Remember, Tell, RemoveFinalizer | – |
 //! | guard | a config controls it, no finalizer | AddFinalizer | unchanged |
 //! | cleanup | ended, objects are left that it no longer needs | delete them | unchanged, for ever |
 //! | settled | ended | – | unchanged, for ever |

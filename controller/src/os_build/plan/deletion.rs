@@ -45,13 +45,15 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
             os_build.name_any(),
             image_name(os_build),
         );
-        Plan::new(
-            "deleting-refused",
-            vec![
-                Step::Tell(Notice::new(Reason::ImageNotDeleted, told)),
-                Step::RemoveFinalizer,
-            ],
-        )
+        // the right may come back
+        let digest = recorded(os_build).and_then(|image| image.digest);
+        let entry = digest.and_then(|digest| entry(os_build, digest, now));
+        let mut steps = Vec::from_iter(entry.map(Step::Remember));
+        steps.extend([
+            Step::Tell(Notice::new(Reason::ImageNotDeleted, told)),
+            Step::RemoveFinalizer,
+        ]);
+        Plan::new("deleting-refused", steps)
     };
     if is_to_be_kept(os_build)
         && let Some(entry) = entry_to_keep(observed, now)

@@ -342,7 +342,7 @@ fn every_rule_has_its_steps() {
         (
             gone(Answer::Refused("no".to_owned()), 0),
             "deleting-refused",
-            vec!["tell", "remove-finalizer"],
+            vec!["remember", "tell", "remove-finalizer"],
             None,
         ),
         (
@@ -354,7 +354,7 @@ fn every_rule_has_its_steps() {
         (
             gone(Answer::NoAccess("no".to_owned()), 60),
             "deleting-refused",
-            vec!["tell", "remove-finalizer"],
+            vec!["remember", "tell", "remove-finalizer"],
             None,
         ),
         (
