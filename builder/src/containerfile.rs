@@ -112,6 +112,20 @@ pub struct Location {
     pub text: String,
 }
 
+/// Of an instruction's text, in characters; a thousand are a dozen lines.
+const SHOWN: usize = 1000;
+
+impl Location {
+    /// The text for messages: its beginning, if it is very long.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match self.text.char_indices().nth(SHOWN) {
+            Some((end, _)) => format!("{}…", &self.text[..end]),
+            None => self.text.clone(),
+        }
+    }
+}
+
 /// Something and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located<T> {

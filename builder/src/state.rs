@@ -194,12 +194,12 @@ impl StageState {
         if !heredoc.expand {
             return Ok(heredoc.content.clone());
         }
-        words::expand_text(&heredoc.content, self.scope.escape, &|name| {
-            self.lookup(name)
-        })
-        .map_err(|source| StateError::Expand {
-            word: format!("<<{}", heredoc.name),
-            source,
+        // Whatever the file's own escape is, as in a shell.
+        words::expand_text(&heredoc.content, '\\', &|name| self.lookup(name)).map_err(|source| {
+            StateError::Expand {
+                word: format!("<<{}", heredoc.name),
+                source,
+            }
         })
     }
 

@@ -525,6 +525,14 @@ fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
             "line 2, column 6: COPY of a URL, which ADD takes, is not supported",
         ),
         (
+            &format!("FROM base\nRUN : {}\n", "x".repeat(200_000)),
+            65,
+            &format!(
+                "line 2: RUN : {}…: the command is too long for the kernel: an argument",
+                "x".repeat(994)
+            ),
+        ),
+        (
             "FROM base\nCOPY secret-file /\n",
             65,
             "excluded by the ignore file",

@@ -79,7 +79,7 @@ impl Name {
         match self.first_use(file, graph) {
             Some(location) => BuildError::Outside {
                 place: file.place(location),
-                text: location.text.clone(),
+                text: location.shown(),
                 source: Box::new(error),
             },
             None => error,

@@ -237,7 +237,7 @@ impl<'a> Stages<'a> {
                 }
                 source => BuildError::Step {
                     place: self.file.place(&located.location),
-                    text: text.clone(),
+                    text: located.location.shown(),
                     source: Box::new(source),
                 },
             };

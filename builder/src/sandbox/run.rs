@@ -40,6 +40,11 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// More than the kernel hands to a program.
+    #[error(
+        "the command is too long for the kernel: an argument or variable has at most 128 KiB; put it into a file, such as a heredoc that begins with #!"
+    )]
+    TooLong,
     /// Namespaces, mounts, privileges.
     #[error("prepare the step: {operation}")]
     Prepare {
@@ -67,7 +72,9 @@ pub enum RunError {
 impl Classify for RunError {
     fn class(&self) -> Class {
         match self {
-            Self::NoCommand | Self::NoWorkdir(_) | Self::Program { .. } => Class::CONTENT,
+            Self::NoCommand | Self::NoWorkdir(_) | Self::Program { .. } | Self::TooLong => {
+                Class::CONTENT
+            }
             Self::Root(error) => error.class(),
             Self::Prepare { source, .. } if is_disk_full(source) => Class::Transient,
             Self::Prepare { .. } | Self::Helper { .. } => Class::INTERNAL,
@@ -127,6 +134,9 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
         Ended::Cut(Cut::Stopped) => Err(RunError::Stopped),
         Ended::Reported(StepReport::Exited(code)) => Ok(ExitStatus::Exited(code)),
         Ended::Reported(StepReport::Signaled(signal)) => Ok(ExitStatus::Signaled(signal)),
+        Ended::Reported(StepReport::ProgramFailed { errno, .. }) if errno == libc::E2BIG => {
+            Err(RunError::TooLong)
+        }
         Ended::Reported(StepReport::ProgramFailed { program, errno }) => Err(RunError::Program {
             program,
             source: io::Error::from_raw_os_error(errno),

@@ -261,6 +261,9 @@ fn inline_files_are_expanded_unless_their_delimiter_is_quoted() {
     };
     assert_eq!(state.inline_file(&file(true)).unwrap(), "\"1\" $A\n");
     assert_eq!(state.inline_file(&file(false)).unwrap(), "\"$A\" \\$A\n");
+    let mut backticks = state;
+    backticks.scope.escape = '`';
+    assert_eq!(backticks.inline_file(&file(true)).unwrap(), "\"1\" $A\n");
 }
 
 #[test]
