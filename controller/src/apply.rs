@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use strata_builder::error::{Class, Classify as _, chain};
 use tracing::{debug, info};
 
-use self::image::{Doomed, Removal, remedy, remove, remove_tagged};
+use self::image::{Doomed, Removal, remedy, remove, remove_note};
 use crate::api::{
     CLEANUP_FINALIZER, FIELD_MANAGER, MachineConfigPool, MachineOSBuild, MachineOSConfig, condition,
 };
@@ -33,6 +33,7 @@ use crate::events::{Notice, Reason};
 use crate::ledger::{Entry, LEDGER_NAME, LedgerError};
 use crate::metrics::{Deletion, Kind, Outcome};
 use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
+use crate::sweep::Origin;
 
 /// Longer than the apiserver's own limit of a minute for a request, so that its answer is what is told.
 const STEP_LIMIT: Duration = Duration::from_secs(90);
@@ -439,7 +440,8 @@ async fn delete_image(
     let Some(digest) = image.digest else {
         // nothing needs a note, so nobody is told of it
         let tag = image.tag.as_deref().unwrap_or_default();
-        return remove_tagged(&registry, &image.repository, tag).await;
+        let is_ours = |origin: &Origin| origin.build_uid == root.uid;
+        return remove_note(&registry, &image.repository, tag, is_ours).await;
     };
     let doomed = Doomed {
         repository: &image.repository,
@@ -484,6 +486,7 @@ async fn delete_image(
                 };
                 return remember(context, root, &entry).await;
             }
+            context.give_up(&image.to_string());
             Ok(())
         }
         Err(error) => {

@@ -1,6 +1,7 @@
 //! What does a reconciler have at hand?
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
@@ -38,6 +39,7 @@ pub struct Context {
     pub registries: Registries,
     /// Images to delete later.
     pub ledger: Ledger,
+    given_up: Mutex<BTreeSet<String>>,
     /// Which builds may begin.
     pub turns: Arc<Turns>,
     /// Told when an image may have become unneeded.
@@ -79,6 +81,7 @@ impl Context {
         };
         Self {
             ledger: Ledger::new(client.clone(), namespace),
+            given_up: Mutex::default(),
             recorder: Recorder::new(client.clone(), identity),
             turns: Arc::clone(&queues.turns),
             unneeded: Arc::clone(&queues.unneeded),
@@ -92,6 +95,21 @@ impl Context {
             cache,
             client,
         }
+    }
+
+    /// Its registry doesn't delete `image`, as was told: it isn't looked for again, as long as this process lives.
+    pub fn give_up(&self, image: &str) {
+        let given_up = self.given_up.lock();
+        let mut given_up = given_up.unwrap_or_else(PoisonError::into_inner);
+        given_up.insert(image.to_owned());
+    }
+
+    /// Whether [`Self::give_up`] was told so.
+    #[must_use]
+    pub fn is_given_up(&self, image: &str) -> bool {
+        let given_up = self.given_up.lock();
+        let given_up = given_up.unwrap_or_else(PoisonError::into_inner);
+        given_up.contains(image)
     }
 
     /// The objects of a kind in the namespace that is ours.

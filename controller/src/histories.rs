@@ -16,6 +16,7 @@
 //! | one build for one content | at each start of a build |
 //! | no more builds than may | at each start of a build |
 //! | never deletes an image in use | at each deletion of a manifest |
+//! | another cluster's images stay | at each deletion of a manifest |
 //! | retention | at each deletion of a build that a config has no other reason for; at rest nothing is left that may go |
 //! | terminal is terminal | at each write of a build's status |
 //! | guarded | at each request with an effect outside |
@@ -162,6 +163,7 @@ fn act(world: &mut World, Action { verb, n }: Action) {
         Verb::RegistryLate => world.registry.is_late = true,
         Verb::RegistryKeeps => world.registry.keeps = true,
         Verb::RegistryLoses => world.registry_loses(n),
+        Verb::PushTheirs => world.push_theirs(n),
         Verb::Wait => world.wait(i64::from(n) * 3),
         Verb::WaitLong => world.wait(i64::from(n) * 60),
     }

@@ -226,7 +226,7 @@ pub async fn sweep(context: &Context) -> Result<usize, Error> {
         };
         let entry = entry(repository, &one, &origin, push_secret, Timestamp::now());
         let is_entered = users.entries.iter().any(|known| known.image == entry.image);
-        if !origin.is_orphan(cluster, &users) || is_entered {
+        if !origin.is_orphan(cluster, &users) || is_entered || context.is_given_up(&entry.image) {
             continue;
         }
         info!(

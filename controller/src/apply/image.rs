@@ -23,6 +23,7 @@ use tracing::{debug, error, info, warn};
 use crate::error::Error;
 use crate::live::Live;
 use crate::registries::in_use;
+use crate::sweep::Origin;
 use crate::usage::{Use, Users};
 
 /// Signatures of what refers to an image are the last that anybody makes.
@@ -114,7 +115,12 @@ pub async fn remove(
     if let Some(tag) = own_tag {
         remove_tag(registry, repository, tag, digest).await;
         if let Some(note) = steps_tag(tag) {
-            remove_tagged(registry, repository, &note).await?;
+            let cluster = live.cluster();
+            let is_ours = |origin: &Origin| {
+                asking == Some(origin.build_uid.as_str())
+                    || cluster.is_some_and(|cluster| origin.is_orphan(cluster, &users))
+            };
+            remove_note(registry, repository, &note, is_ours).await?;
         }
     }
     for (one, tag) in attached {
@@ -132,20 +138,23 @@ pub async fn remove(
     })
 }
 
-/// Deletes what a tag names; that there is nothing is fine, and a refusal is told.
+/// Deletes the note of a build's steps under `tag`, if it `is_ours`; that there is none is fine, and a refusal is told.
 ///
 /// # Errors
 ///
 /// Transient ones of the registry.
-pub async fn remove_tagged(
+pub async fn remove_note(
     registry: &Registry,
     repository: &Repository,
     tag: &str,
+    is_ours: impl Fn(&Origin) -> bool,
 ) -> Result<(), Error> {
     let image = repository.tagged(tag);
-    let deleted = match registry.head_manifest(&image).await {
-        Ok(Some(digest)) => registry.delete_manifest(repository, digest).await,
-        Ok(None) => Ok(()),
+    let deleted = match registry.stored_manifest(&image).await {
+        Ok(Some(note)) if Origin::of(&note.bytes).is_some_and(|origin| is_ours(&origin)) => {
+            registry.delete_manifest(repository, note.digest).await
+        }
+        Ok(_) => Ok(()),
         Err(error) => Err(error),
     };
     tolerate(deleted, &image)

@@ -3,7 +3,7 @@
 //! Observing and planning are the real ones, and so is whom an event concerns. Between any two requests of a pass
 //! anything may happen, and a pass that is dropped there is a crash.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -31,6 +31,8 @@ const AGAIN_REFUSED: SignedDuration = SignedDuration::from_mins(1);
 pub(super) const LEDGER_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 /// Between two looks at the ledger.
 const LEDGER_ROUND: SignedDuration = SignedDuration::from_secs(300);
+/// Between two looks for images that have lost their build.
+const SWEEP_ROUND: SignedDuration = SignedDuration::from_hours(6);
 /// After a registry that didn't answer.
 pub(super) const LEDGER_RETRY: SignedDuration = SignedDuration::from_secs(30);
 
@@ -41,6 +43,7 @@ pub(super) enum Key {
     Build(String),
     Pool(String),
     Ledger,
+    Sweep,
 }
 
 /// The root object of a pass, as observed, then as each write leaves it.
@@ -86,6 +89,8 @@ pub(super) struct Controller {
     awake: Option<Awake>,
     due: BTreeMap<Key, Timestamp>,
     passes: Vec<Pass>,
+    /// Images that the registry didn't delete; goes with the process.
+    pub(super) given_up: BTreeSet<String>,
     pub(super) refuses: bool,
     pub(super) write_fails: bool,
     pub(super) answer_lost: bool,
@@ -148,6 +153,7 @@ impl World {
             self.hear(kind, Hearing::Relist);
         }
         self.enqueue(Key::Ledger, self.clock.now);
+        self.enqueue(Key::Sweep, self.clock.now);
     }
 
     /// It ends at once, whatever it was doing.
@@ -155,6 +161,7 @@ impl World {
         if self.controller.awake.take().is_some() {
             self.controller.passes.clear();
             self.controller.due.clear();
+            self.controller.given_up.clear();
             self.note(|| "the controller is killed".to_owned());
         }
     }
@@ -263,7 +270,7 @@ impl World {
         let keys: Vec<_> = configs
             .chain(builds)
             .chain(pools)
-            .chain([Key::Ledger])
+            .chain([Key::Ledger, Key::Sweep])
             .collect();
         for key in keys {
             self.enqueue(key, now);
@@ -398,6 +405,16 @@ impl World {
                 let plan = pool::plan(&observed, now);
                 Ok(Some((Root::of(observed.pool.as_ref()), plan, None)))
             }
+            Key::Sweep => {
+                self.work(Pass {
+                    key,
+                    root: Root::default(),
+                    left: [Work::Sweep].into(),
+                    again: Some(SWEEP_ROUND),
+                    if_refused: None,
+                });
+                return;
+            }
             Key::Ledger => {
                 let entries = self.ledger.values().filter(|entry| !entry.keep).cloned();
                 let left: VecDeque<_> = entries.map(Work::LookAtEntry).collect();
@@ -445,7 +462,7 @@ impl World {
         let plan = match key {
             Key::Config(_) => "os_config",
             Key::Build(_) => "os_build",
-            Key::Pool(_) | Key::Ledger => "pool",
+            Key::Pool(_) | Key::Ledger | Key::Sweep => "pool",
         };
         self.rules.insert((plan, rule));
         match rule {

@@ -9,8 +9,9 @@ use kube::{Resource, ResourceExt as _};
 use strata_builder::digest::Digest;
 use strata_builder::reference::Reference;
 
-use super::controller::Hearing;
+use super::controller::{Hearing, Key};
 use super::kubernetes::End;
+use super::registry::OURS;
 use super::table::{Propagation, owners};
 use super::world::{CONFIGS, World};
 use crate::api::condition::is_true;
@@ -18,6 +19,7 @@ use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
 use crate::ledger::Entry;
 use crate::live::Live as _;
 use crate::phase::Phase;
+use crate::sweep::GRACE;
 
 /// Far more rounds than the longest way to an end takes.
 const ROUNDS: u32 = 300;
@@ -112,6 +114,8 @@ impl World {
                 });
             }
         }
+        self.enqueue(Key::Sweep, self.clock.now);
+        self.come_to_rest();
         let writes = self.controller.writes;
         self.enqueue_all();
         self.come_to_rest();
@@ -260,7 +264,8 @@ impl World {
     fn leaks(&self) -> impl Iterator<Item = Digest> {
         let images = self.registry.images.iter();
         let ours = images.filter(|(digest, image)| {
-            !self.registry.excused.contains(digest)
+            image.cluster == OURS
+                && !self.registry.excused.contains(digest)
                 && !self.registry.kept.contains(digest)
                 && !self.not_ours.contains(&image.build_uid)
         });
@@ -277,12 +282,25 @@ impl World {
         self.come_to_rest();
         self.let_go();
         self.come_to_rest();
+        self.enqueue(Key::Sweep, self.clock.now);
+        self.come_to_rest();
+        self.clock.now += GRACE;
+        self.enqueue(Key::Ledger, self.clock.now);
+        self.come_to_rest();
         let builds = self.os_builds.all().map(kube::ResourceExt::name_any);
         let jobs = self.jobs.all().map(kube::ResourceExt::name_any);
         let config_maps = self.config_maps.all().map(kube::ResourceExt::name_any);
         let pods = self.pods.all().map(kube::ResourceExt::name_any);
         let mut left: Vec<String> = builds.chain(jobs).chain(config_maps).chain(pods).collect();
         left.extend(self.leaks().map(|digest| digest.to_string()));
+        // a day later also what nobody could know of is gone, if the registry lists it and deletes
+        if !self.registry.keeps {
+            let listed = self.registry.listed(self.clock.now);
+            let ours = listed.filter(|(_, digest, image)| {
+                image.cluster == OURS && !self.registry.kept.contains(digest)
+            });
+            left.extend(ours.map(|(tag, ..)| tag.clone()));
+        }
         let stays = |entry: &&Entry| {
             digest_of(&entry.image).is_some_and(|digest| self.registry.kept.contains(&digest))
         };

@@ -7,6 +7,7 @@ use kube::{Resource, ResourceExt as _};
 use strata_builder::digest::Digest;
 
 use super::controller::{Key, Pass, Root};
+use super::registry::OURS;
 use super::table::is_owned;
 use super::world::World;
 use crate::api::machine_os_build::MachineOSBuildStatus;
@@ -36,6 +37,10 @@ impl World {
 
     /// Nobody names the image that is about to be deleted, but the build with the UID `asking` and what is going itself.
     pub(super) fn unused(&mut self, digest: Digest, asking: Option<&str>) {
+        let image = self.registry.images.get(&digest);
+        if image.is_some_and(|image| image.cluster != OURS) {
+            self.breaks("another cluster's images stay", || digest.to_string());
+        }
         let digest = digest.to_string();
         let names = |image: Option<&String>| image.is_some_and(|image| image.ends_with(&digest));
         let node = self.nodes.all().find(|node| {

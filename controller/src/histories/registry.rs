@@ -9,6 +9,10 @@ use strata_builder::reference::Reference;
 
 use crate::registries::Answer;
 
+/// This cluster and another one that pushes to the same repositories.
+pub(super) const OURS: &str = "ours";
+const THEIRS: &str = "theirs";
+
 /// How long a late registry hides what is pushed.
 const LATE: SignedDuration = SignedDuration::from_secs(20);
 
@@ -29,6 +33,8 @@ pub(super) struct Registry {
 
 pub(super) struct Image {
     pub(super) build_uid: String,
+    /// Whose build that is.
+    pub(super) cluster: &'static str,
     served_from: Timestamp,
 }
 
@@ -40,10 +46,33 @@ impl Registry {
             digest,
             Image {
                 build_uid: build_uid.to_owned(),
+                cluster: OURS,
                 served_from: if self.is_late { now + LATE } else { now },
             },
         );
         self.tags.insert(reference.to_owned(), digest);
+    }
+
+    /// Another cluster pushes to a tag of ours. What had it has none any more, so that it is found by its digest alone.
+    pub(super) fn push_theirs(&mut self, reference: &str, now: Timestamp, n: u64) {
+        let digest = digest_of(n);
+        let image = Image {
+            build_uid: format!("theirs-{n}"),
+            cluster: THEIRS,
+            served_from: now,
+        };
+        self.images.insert(digest, image);
+        self.excused
+            .extend(self.tags.insert(reference.to_owned(), digest));
+    }
+
+    /// Images with a tag that are served, and that tag.
+    pub(super) fn listed(&self, now: Timestamp) -> impl Iterator<Item = (&String, Digest, &Image)> {
+        let found = self.tags.iter().filter_map(|(tag, digest)| {
+            let image = self.images.get(digest)?;
+            Some((tag, *digest, image))
+        });
+        found.filter(move |(_, _, image)| image.served_from <= now)
     }
 
     /// The image of a tag, if it was made for this build.

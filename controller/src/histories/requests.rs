@@ -11,8 +11,9 @@ use strata_builder::digest::Digest;
 use strata_builder::reference::Reference;
 
 use super::controller::{Key, LEDGER_PAUSE, LEDGER_RETRY, Pass, Root};
+use super::registry::OURS;
 use super::table::{Clock, Object, Propagation, Table, Trimmed};
-use super::world::World;
+use super::world::{PUSH_SECRET, World};
 use crate::api::CLEANUP_FINALIZER;
 use crate::apply::{Existing, existing};
 use crate::events::Reason;
@@ -20,6 +21,7 @@ use crate::job::BuildObjects;
 use crate::ledger::Entry;
 use crate::live::Live as _;
 use crate::plan::{ImageDeletion, Step, Target};
+use crate::sweep::{GRACE, Origin};
 use crate::usage::Users;
 
 /// A request that a pass will make.
@@ -29,6 +31,8 @@ pub(super) enum Work {
     Secret(Box<Secret>),
     Job(Box<Job>),
     DeleteManifest(ImageDeletion),
+    /// Look for images that have lost their build.
+    Sweep,
     LookAtEntry(Entry),
     DeleteEntry(Entry),
     Forget(Entry),
@@ -39,7 +43,7 @@ pub(super) struct Failed;
 
 impl World {
     pub(super) fn request(&mut self, pass: &mut Pass, work: Work) -> Result<(), Failed> {
-        if !matches!(work, Work::LookAtEntry(_)) {
+        if !matches!(work, Work::LookAtEntry(_) | Work::Sweep) {
             self.controller.writes += 1;
         }
         match work {
@@ -61,9 +65,22 @@ impl World {
             }
             Work::DeleteManifest(deletion) => {
                 self.guarded(pass, "the deletion of an image");
+                if self.registry.keeps {
+                    self.controller.given_up.insert(deletion.image.to_string());
+                }
                 self.delete_manifest(&deletion.image, &deletion.push_secret, Some(&pass.root.uid))
             }
+            Work::Sweep => self.sweep(),
             Work::LookAtEntry(entry) => {
+                if let Some(uid) = &entry.orphan_of {
+                    if self.users_now()?.has_build(uid) {
+                        pass.left.push_front(Work::Forget(entry));
+                        return Ok(());
+                    }
+                    if self.clock.now.duration_since(entry.since) < GRACE {
+                        return Ok(());
+                    }
+                }
                 let image = entry
                     .image
                     .parse::<Reference>()
@@ -77,6 +94,9 @@ impl World {
             }
             Work::DeleteEntry(entry) => {
                 let image: Reference = entry.image.parse().map_err(|_| Failed)?;
+                if self.registry.keeps {
+                    self.controller.given_up.insert(entry.image.clone());
+                }
                 match self.delete_manifest(&image, &entry.push_secret, None) {
                     Ok(()) => pass.left.push_front(Work::Forget(entry)),
                     // told, and tried again
@@ -89,6 +109,43 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// As [`sweep`](crate::sweep) does it.
+    fn sweep(&mut self) -> Result<(), Failed> {
+        if self.registry.is_down || self.secrets.get(PUSH_SECRET).is_none() {
+            return Ok(());
+        }
+        let now = self.clock.now;
+        let users = self.users_now()?;
+        let found = self
+            .registry
+            .listed(now)
+            .filter_map(|(tag, digest, image)| {
+                let origin = Origin {
+                    build_uid: image.build_uid.clone(),
+                    cluster: Some(image.cluster.to_owned()),
+                };
+                let push: Reference = tag.parse().ok()?;
+                let entry = Entry {
+                    image: push.repository.digested(digest).to_string(),
+                    tag: push.tag,
+                    push_secret: PUSH_SECRET.to_owned(),
+                    os_build: String::new(),
+                    since: now,
+                    keep: false,
+                    orphan_of: Some(origin.build_uid.clone()),
+                };
+                let is_entered = users.entries.iter().any(|known| known.image == entry.image);
+                let is_given_up = self.controller.given_up.contains(&entry.image);
+                (origin.is_orphan(OURS, &users) && !is_entered && !is_given_up).then_some(entry)
+            });
+        for entry in found.collect::<Vec<_>>() {
+            self.note(|| format!("  {} has lost its build", entry.image));
+            self.controller.writes += 1;
+            self.ledger.insert(entry.key(), entry);
+        }
+        Ok(())
     }
 
     fn users_now(&self) -> Result<Users, Failed> {

@@ -134,6 +134,9 @@ verbs! {
     /// Somebody deletes an image there.
     RegistryLoses "registry-loses" 1,
 
+    /// Another cluster pushes under the tag of a build.
+    PushTheirs "push-theirs" 1,
+
     // time
     /// Seconds pass.
     Wait "wait" 4,

@@ -13,7 +13,7 @@ use serde_json::json;
 use strata_builder::reference::Reference;
 
 use super::controller::Controller;
-use super::registry::Registry;
+use super::registry::{OURS, Registry};
 use super::table::{Clock, Propagation, Table, is_owned};
 use crate::api::foreign::PoolCondition;
 use crate::api::machine_os_config::ContainerfileArch;
@@ -43,7 +43,7 @@ pub(super) const CONFIGS: [&str; 2] = ["infra", "worker"];
 const GOOD: u8 = 2;
 /// How many MachineConfigs of a pool there are: the first two on the same base image, the third on another; one more is missing.
 const RENDERED: u8 = 3;
-const PUSH_SECRET: &str = "push";
+pub(super) const PUSH_SECRET: &str = "push";
 /// Where a node tells what it has staged.
 const STAGED: &str = "example.com/rpm-ostree-state";
 /// A MachineConfig of no pool.
@@ -489,6 +489,16 @@ impl World {
         }
     }
 
+    pub(super) fn push_theirs(&mut self, n: u8) {
+        let Some(os_build) = self.os_builds.nth(n) else {
+            return;
+        };
+        let reference = os_build.spec.rendered_image_push_spec.clone();
+        let stamp = self.clock.next();
+        self.registry.push_theirs(&reference, self.clock.now, stamp);
+        self.note(|| format!("another cluster pushes {reference}"));
+    }
+
     pub(super) fn wait(&mut self, seconds: i64) {
         self.clock.now += SignedDuration::from_secs(seconds);
         self.note(|| format!("{seconds} s pass"));
@@ -554,7 +564,7 @@ impl Live for World {
     }
 
     fn cluster(&self) -> Option<&str> {
-        None
+        Some(OURS)
     }
 
     fn settings(&self) -> Arc<BuildSettings> {

@@ -155,6 +155,7 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
             tell(context, entry, is_hopeless, &why).await;
         }
         if is_hopeless {
+            context.give_up(&entry.image);
             context.ledger.forget(entry).await?;
             failures.0.remove(&entry.key());
         }

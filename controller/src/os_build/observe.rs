@@ -291,8 +291,26 @@ async fn image_to_delete(live: &impl Live, os_build: &MachineOSBuild) -> Answer 
     }
     let status = os_build.status.as_ref();
     let digested = status.and_then(|status| status.digested_image_push_spec.as_deref());
-    let image = digested.unwrap_or(&os_build.spec.rendered_image_push_spec);
-    ask(live, os_build, image, false).await
+    if let Some(image) = digested {
+        return ask(live, os_build, image, false).await;
+    }
+    let tag = &os_build.spec.rendered_image_push_spec;
+    match ask(live, os_build, tag, true).await {
+        Answer::Present { build_uid, .. } if !is_of(os_build, build_uid.as_deref()) => {
+            Answer::Absent
+        }
+        answer => answer,
+    }
+}
+
+/// Whether an image under the build's tag, pushed for `build_uid`, is this build's: another cluster may have builds of the same name. The
+/// incumbent's images don't say.
+fn is_of(os_build: &MachineOSBuild, build_uid: Option<&str>) -> bool {
+    let is_started_here = os_build.annotations().contains_key(annotation::CONTENT_KEY);
+    match build_uid {
+        Some(build_uid) => os_build.metadata.uid.as_deref() == Some(build_uid),
+        None => !is_started_here,
+    }
 }
 
 /// What the registry says of the image of a build that has not been told to have ended.
