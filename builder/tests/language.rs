@@ -525,6 +525,11 @@ fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
             "line 2, column 6: COPY of a URL, which ADD takes, is not supported",
         ),
         (
+            "FROM base\nCOPY --exclude=x --exclude=[a d /x\n",
+            65,
+            "line 2: COPY --exclude=x --exclude=[a d /x: --exclude: line 2: \"[a\" is no pattern",
+        ),
+        (
             &format!("FROM base\nRUN : {}\n", "x".repeat(200_000)),
             65,
             &format!(
@@ -556,6 +561,14 @@ fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
             built.stderr
         );
     }
+    workshop.file(".dockerignore", "a\n!\n");
+    let built = workshop.build("FROM base\nCOPY . /x\n", &[]);
+    let file = workshop.path("context/.dockerignore");
+    let told = format!(
+        "line 2: COPY . /x: read {}: line 2: ! without a pattern",
+        file.display()
+    );
+    assert!(built.stderr.contains(&told), "{}", built.stderr);
     let built = workshop.build("FROM base\nRUN sleep 100\n", &["--step-timeout", "1s"]);
     assert_eq!(built.status, 65);
     assert!(

@@ -26,7 +26,9 @@ impl Stages<'_> {
         for path in ignore::candidates(&self.spec.containerfile, &self.spec.context) {
             match std::fs::read_to_string(&path) {
                 Ok(text) => {
-                    found = Some(Arc::new(Ignore::parse(&text)?));
+                    let parsed = Ignore::parse(&text);
+                    let parsed = parsed.map_err(|source| StepError::IgnoreFile { path, source })?;
+                    found = Some(Arc::new(parsed));
                     break;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

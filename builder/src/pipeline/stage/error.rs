@@ -53,9 +53,17 @@ pub enum StepError {
     /// `--mount`
     #[error(transparent)]
     Mount(#[from] InvalidMount),
-    /// `--exclude`, or the context's ignore file.
-    #[error(transparent)]
-    Ignore(#[from] IgnoreError),
+    /// `--exclude`; its lines are the flags.
+    #[error("--exclude")]
+    Exclude(#[source] IgnoreError),
+    /// What hides files of the context.
+    #[error("read {}", path.display())]
+    IgnoreFile {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: IgnoreError,
+    },
     /// A secret that the Containerfile requires.
     #[error("the secret {id:?} is required; give it with --secret id={id},src=FILE")]
     NoSecret {
@@ -106,7 +114,7 @@ impl Classify for StepError {
             | Self::SecretIsNoText { .. } => Class::CONTENT,
             Self::Short { source, .. } => source.class(),
             Self::Fetch(error) => error.class(),
-            Self::Ignore(error) => error.class(),
+            Self::Exclude(error) | Self::IgnoreFile { source: error, .. } => error.class(),
             Self::Run(error) => error.class(),
             Self::Copy(error) => error.class(),
             Self::State(error) => error.class(),

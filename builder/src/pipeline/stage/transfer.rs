@@ -58,7 +58,8 @@ impl Stages<'_> {
             Some(mode) => Some(expand(mode)?.parse()?),
             None => None,
         };
-        let exclude = Ignore::parse(&state.expand_all(&transfer.exclude)?.join("\n"))?;
+        let exclude = state.expand_all(&transfer.exclude)?.join("\n");
+        let exclude = Ignore::parse(&exclude).map_err(StepError::Exclude)?;
         let exclude = |path: &Path, is_directory: bool| verdict(&exclude, path, is_directory);
         let request = CopyRequest {
             sources: local,
