@@ -223,8 +223,8 @@ impl StageState {
             }
         }
         for (name, value) in &self.scope.build_args {
-            let upper = name.to_ascii_uppercase();
-            if PROXY_ARGS.contains(&upper.as_str()) {
+            if is_proxy(name) {
+                let upper = name.to_ascii_uppercase();
                 add(&upper, value);
                 add(&upper.to_ascii_lowercase(), value);
             }
@@ -303,6 +303,11 @@ impl StageState {
     fn extension_strings(&self, key: &str) -> Vec<String> {
         extension_strings(&self.image, key)
     }
+}
+
+/// True for a build argument that every RUN sees without an ARG.
+pub(crate) fn is_proxy(name: &str) -> bool {
+    PROXY_ARGS.contains(&name.to_ascii_uppercase().as_str())
 }
 
 /// What an image's ONBUILD asks of stages that start from it.

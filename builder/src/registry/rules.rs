@@ -171,6 +171,10 @@ impl Rules {
     /// # Errors
     /// User: text that is no name, or a short one that has to be written out.
     pub fn candidates(&self, text: &str) -> Result<Vec<Reference>, InvalidReference> {
+        // as podman and buildah write it, and never short
+        if let Some(image) = text.strip_prefix("docker://") {
+            return Ok(vec![image.parse()?]);
+        }
         let plain: Reference = text.parse()?;
         let is_short = match text.split_once('/') {
             Some((first, _)) => !first.contains(['.', ':']) && first != "localhost",
@@ -456,6 +460,9 @@ mod tests {
                 .unwrap();
         let both = rules.overridden_by(later);
         assert_eq!(candidates(&both, "busybox:1"), ["x.io/b:1"]);
+        assert_eq!(candidates(&both, "docker://x.io/b:1"), ["x.io/b:1"]);
+        let full = candidates(&both, "docker://busybox:1");
+        assert_eq!(full, ["docker.io/library/busybox:1"]);
         assert!(
             both.candidates("os")
                 .unwrap_err()

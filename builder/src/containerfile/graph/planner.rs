@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::mounts::MountFlag;
+use super::super::parse::{did_you_mean, nearest};
 use super::super::words;
 use super::super::{Containerfile, Instruction, Location, Place, Stage, Transfer, Word};
 use super::prune::pruned;
 use super::variables::Variables;
 use super::{BuildGraph, PlanError, PlanOptions, PlannedStage, Platform, Source, StageBase};
-use crate::state::{Scope, arg_value};
+use crate::state::{Scope, arg_value, is_proxy};
 
 /// The base that has no files.
 const SCRATCH: &str = "scratch";
@@ -33,6 +34,7 @@ pub fn plan(file: &Containerfile, options: &PlanOptions) -> Result<BuildGraph, P
     };
     planner.set_globals(target)?;
     planner.warn_of_repeated_names();
+    planner.warn_of_unused_arguments();
     // all stages up to the target: a mistake in one that isn't needed is still a mistake
     let mut bases = Vec::new();
     for index in 0..=target {
@@ -124,6 +126,33 @@ impl Planner<'_> {
             {
                 let place = self.place(&stage.location);
                 let warning = format!("{place}: an earlier stage is called {name} too");
+                self.warnings.push(warning);
+            }
+        }
+    }
+
+    /// A build argument that no ARG of the file takes: most often a slip of the pen.
+    fn warn_of_unused_arguments(&mut self) {
+        let stages = self
+            .file
+            .stages
+            .iter()
+            .flat_map(|stage| &stage.instructions);
+        let in_stages = stages.filter_map(|line| match &line.value {
+            Instruction::Arg(declarations) => Some(declarations),
+            _ => None,
+        });
+        let globals = self.file.global_args.iter().map(|line| &line.value);
+        let declared = globals.chain(in_stages).flatten();
+        let declared: BTreeSet<&str> = declared.map(|arg| arg.name.as_str()).collect();
+        let known: Vec<&str> = declared.iter().copied().collect();
+        for name in self.options.build_args.keys() {
+            let is_used = declared.contains(name.as_str())
+                || self.scope.globals.contains_key(name)
+                || is_proxy(name);
+            if !is_used {
+                let suggestion = did_you_mean(nearest(name, &known));
+                let warning = format!("no ARG takes the build argument {name}{suggestion}");
                 self.warnings.push(warning);
             }
         }

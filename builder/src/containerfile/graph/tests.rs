@@ -180,6 +180,32 @@ fn a_variable_of_from_that_nothing_declares_gets_a_warning() {
     );
 }
 
+#[test]
+fn a_build_argument_that_nothing_takes_gets_a_warning() {
+    let text = "ARG GLOBAL\nFROM a AS dead\nARG DEAD\nFROM b\nARG VERSION=1 OTHER\n";
+    let names = [
+        "GLOBAL",
+        "DEAD",
+        "OTHER",
+        "https_proxy",
+        "TARGETARCH",
+        "VERSOIN",
+        "X",
+    ];
+    let build_args = names.map(|name| (name.to_owned(), "1".to_owned())).into();
+    let options = PlanOptions {
+        build_args,
+        ..options()
+    };
+    assert_eq!(
+        planned(text, &options).unwrap().warnings,
+        [
+            "no ARG takes the build argument VERSOIN; did you mean VERSION?",
+            "no ARG takes the build argument X",
+        ]
+    );
+}
+
 proptest! {
     #[test]
     fn every_plan_uses_earlier_stages_only_and_ends_with_its_target(
