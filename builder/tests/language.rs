@@ -205,6 +205,77 @@ fn steps_run_by_the_words_of_their_stage() {
                 &[],
                 &["one", "two"],
             ),
+            (
+                "\u{feff}# escape=`\r\nFROM base\r\nRUN echo a `\r\n # c\r\n\r\n  b\r\n",
+                &[],
+                &["a b"],
+            ),
+            ("RUN <<'E O F' cat\nx $HOME\nE O F\n", &[], &["x $HOME"]),
+            ("RUN 3<<EOF.1 cat <&3\n# 1\nEOF.1\n", &[], &["# 1"]),
+            (
+                "ARG V=1\nCOPY <<EOF /h\n$V '$V' \"$V\" \\\\ \\x ${N:-n}\nEOF\nRUN cat /h\n",
+                &[],
+                &["1 '1' \"1\" \\ x n"],
+            ),
+            (
+                "ARG A=1 C\nARG B=${A}2${C:+no}\nFROM base\nARG B\nARG A=7\nRUN echo $A $B $C\n",
+                &[],
+                &["7 12"],
+            ),
+            (
+                "ENV P=/usr/lib/x.so.1.2\nENV A=${P##*/} B=${P%/*} C=${P%%.*} D=${P#*/} E=${P/lib/LIB} F=${P//./-}\nRUN echo $A $B $C $D $E $F\n",
+                &[],
+                &[
+                    "x.so.1.2 /usr/lib /usr/lib/x usr/lib/x.so.1.2 /usr/LIB/x.so.1.2 /usr/lib/x-so-1-2",
+                ],
+            ),
+            (
+                "ENV a b c=d \"e f\" \\\n # c\n\n g\nRUN echo \"$a\"\n",
+                &[],
+                &["b c=d e f  g"],
+            ),
+            (
+                "ENV x=1\nENV x=2 y=$x z=${x}3\nRUN echo $x $y $z\n",
+                &[],
+                &["2 1 13"],
+            ),
+            (
+                "ENV A=\\$B C=\"\\$B\" D='$B' E=$$.\nRUN echo $A $C $D $E\n",
+                &[],
+                &["$B $B $B ."],
+            ),
+            (
+                "RUN --mount=TYPE=CACHE,Target=/c,sharing=LOCKED,dst=/d -- ls -d /d\n",
+                &[],
+                &["/d"],
+            ),
+            (
+                "RUN --mount=target=/m --mount=type=tmpfs,tmpfs-size=1m,target=/m/d ls /m/d | wc -l\n",
+                &[],
+                &["0"],
+            ),
+            (
+                "RUN --mount=target=/m,rw,ro touch /m/x 2>/dev/null || echo ro\n",
+                &[],
+                &["ro"],
+            ),
+            (
+                "FROM base AS Build\nRUN echo 1 > /1\nFROM base AS TWO\nCOPY --from=BUILD /1 /\nFROM two\nRUN cat /1\n",
+                &[],
+                &["1"],
+            ),
+            ("USER :wheel\nRUN id -u; id -g\n", &[], &["0", "10"]),
+            ("USER ann:\nRUN id -g\n", &[], &["1001"]),
+            (
+                "WORKDIR /a//b/./c/\nRUN pwd\nWORKDIR ..\nWORKDIR d/../e/\nRUN pwd\n",
+                &[],
+                &["/a/b/c", "/a/b/e"],
+            ),
+            (
+                "ENV U=日本\nARG Ü=/ü\nCOPY a.txt /$U${Ü}\nRUN cat /日本/ü\n",
+                &[],
+                &["a"],
+            ),
             ("RUN [\"/bin/echo\", \"$HOME\"]\n", &[], &["$HOME"]),
             (
                 "SHELL [\"/bin/sh\", \"-x\", \"-c\"]\nRUN echo 1\n",
@@ -284,6 +355,31 @@ fn files_arrive_as_buildkit_would_put_them() {
         "files_arrive_as_buildkit_would_put_them",
         &[
             ("COPY a.txt b.txt /in/\nRUN cat /in/*\n", &[], &["a", "b"]),
+            (
+                "COPY --chown=ann a.txt /1\nCOPY --chown=7 a.txt /2\nCOPY --chown=5:wheel a.txt /3\nCOPY --chown=:10 a.txt /4\nCOPY --chown=ann: a.txt /5\nRUN stat -c %u:%g /1 /2 /3 /4 /5\n",
+                &[],
+                &["1000:1001", "7:7", "5:10", "0:10", "1000:1001"],
+            ),
+            (
+                "ARG U=ann\nCOPY --chown=$U:${G:-wheel} --chmod=0${M:-640} a.txt /1\nCOPY --chmod=u+x,go-r a.txt /2\nRUN stat -c '%u:%g %a' /1 /2\n",
+                &[],
+                &["1000:10 640", "0:0 700"],
+            ),
+            (
+                "COPY --parents d/sub/./y a.txt d/**/z.md /p\nRUN find /p -type f | sort\n",
+                &[],
+                &["/p/a.txt", "/p/d/sub/z.md", "/p/y"],
+            ),
+            (
+                "COPY --exclude=*.md d /1\nCOPY --exclude=sub d /2\nCOPY --exclude=d/sub d /3\nRUN find /1 /2 /3 -type f | sort | tr '\\n' ' '; echo\n",
+                &[],
+                &["/1/sub/y /1/sub/z.md /1/x /2/x /3/sub/y /3/sub/z.md /3/x "],
+            ),
+            (
+                "WORKDIR /w\nCOPY ../a.txt ./d/../b.txt .\nCOPY [ab].txt g/\nRUN find . -type f | sort | tr '\\n' ' '; echo\n",
+                &[],
+                &["./a.txt ./b.txt ./g/a.txt ./g/b.txt "],
+            ),
             (
                 "COPY --chown=ann:wheel --chmod=640 a.txt /x\nRUN stat -c '%a %u %g' /x\n",
                 &[],
