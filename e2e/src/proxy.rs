@@ -40,8 +40,6 @@ pub enum Fault {
     LoseAnswer,
     /// Another writer changes the object just before.
     Conflict,
-    /// The apiserver fails with 500, and doesn't do it.
-    Fail,
 }
 
 /// A controller behind a proxy.
@@ -190,11 +188,6 @@ async fn pass_on(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<
     let path = parts.uri.path().to_owned();
     let method = parts.method.clone();
     let fault = is_first.then_some(shared.fault);
-    if fault == Some(Fault::Fail) {
-        let mut failed = Response::new(Body::empty());
-        *failed.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-        return Ok(failed);
-    }
     if fault == Some(Fault::Conflict) && method == Method::PATCH {
         shared.touch(&path).await;
     }
@@ -207,7 +200,7 @@ async fn pass_on(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<
             match never {}
         }
         Some(Fault::LoseAnswer) => Err(io::Error::other("the answer is lost")),
-        Some(Fault::Conflict | Fault::Fail) | None => answer.map_err(io::Error::other),
+        Some(Fault::Conflict) | None => answer.map_err(io::Error::other),
     }
 }
 
