@@ -62,7 +62,29 @@ pub fn has(program: &str, test: &str) -> bool {
     found
 }
 
+/// Files for COPY, and what hides some.
+const CONTEXT: [(&str, &str); 9] = [
+    ("a.txt", "a\n"),
+    ("b.txt", "b\n"),
+    ("d/x", "x\n"),
+    ("d/sub/y", "y\n"),
+    ("d/sub/z.md", "z\n"),
+    ("secret-file", "s\n"),
+    (".dockerignore", "secret-file\nignored\n"),
+    ("ignored/x", ""),
+    ("cache/seed", "seed\n"),
+];
+
 impl Workshop {
+    /// With some files in its context.
+    pub fn with_files() -> Self {
+        let workshop = Self::new();
+        for (name, content) in CONTEXT {
+            workshop.file(name, content);
+        }
+        workshop
+    }
+
     /// Empty, but for an image of busybox: the context `base`.
     pub fn new() -> Self {
         let workshop = Self {
