@@ -45,6 +45,8 @@ signal() {
   local pid; pid=$(cat "$state/run/$1.pid")
   # none, if it ends by itself just now
   kill -s "$2" $(cat "/proc/$pid/task/$pid/children" 2> /dev/null) 2> /dev/null || true
+  # nsenter stands still with what it has entered for
+  [ "$2" != CONT ] || kill -s CONT "$pid"
 }
 
 # Ends the service with a signal and waits until it is gone.
