@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::inventory::{Facts, Inventory, Stored, inventory, table};
 use crate::ledger::drain::{Failures, drain};
-use crate::live::Live as _;
+use crate::live::{Live as _, Needs as _};
 use crate::metrics::Metrics;
 use crate::plan::Target;
 use crate::retention::surplus;

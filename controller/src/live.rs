@@ -28,16 +28,22 @@ use crate::turns::Turns;
 use crate::usage::{Use, Users};
 use crate::wanted::Wanted;
 
+/// What deleting an image needs; every error is the apiserver's.
+pub trait Needs: Sync {
+    /// What images say that are built here; none if the cluster can't be told.
+    fn cluster(&self) -> Option<&str>;
+
+    /// All that can name an image.
+    fn users(&self) -> impl Read<Users>;
+}
+
 /// What observing needs. Absence is a value; every error is the apiserver's.
-pub trait Live: Sync {
+pub trait Live: Needs {
     /// What the watches have told.
     fn cache(&self) -> &Cache;
 
     /// Where all namespaced objects live.
     fn namespace(&self) -> &str;
-
-    /// What images say that are built here; none if the cluster can't be told.
-    fn cluster(&self) -> Option<&str>;
 
     /// What shapes builds at this moment.
     fn settings(&self) -> Arc<BuildSettings>;
@@ -89,9 +95,6 @@ pub trait Live: Sync {
     /// Which of the optional objects of builds for this pool exist.
     fn optional_mounts(&self, pool: &str) -> impl Read<OptionalMounts>;
 
-    /// All that can name an image.
-    fn users(&self) -> impl Read<Users>;
-
     /// Who needs `image`, asked with the Secret `push_secret`; what is being deleted needs nothing, nor does the build with the UID `asking`.
     fn used(
         &self,
@@ -114,6 +117,29 @@ pub trait Read<T>: Future<Output = Result<T, Error>> + Send {}
 
 impl<T, F: Future<Output = Result<T, Error>> + Send> Read<T> for F {}
 
+impl Needs for Context {
+    fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
+    }
+
+    async fn users(&self) -> Result<Users, Error> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        // in the order in which an image is handed on: so none is missed that changes hands meanwhile
+        let os_builds = list(&Api::all(self.client.clone()), "MachineOSBuilds", None).await?;
+        let entries = self.ledger.entries().await?;
+        let os_configs = list(&Api::all(self.client.clone()), "MachineOSConfigs", None).await?;
+        let machine_configs = machine_configs(self).await?;
+        let nodes = nodes.list_metadata(&ListParams::default()).await;
+        Ok(Users {
+            nodes: nodes.map_err(failed(|| "Nodes".to_owned()))?.items,
+            os_configs,
+            os_builds,
+            machine_configs,
+            entries,
+        })
+    }
+}
+
 impl Live for Context {
     fn cache(&self) -> &Cache {
         &self.cache
@@ -121,10 +147,6 @@ impl Live for Context {
 
     fn namespace(&self) -> &str {
         &self.namespace
-    }
-
-    fn cluster(&self) -> Option<&str> {
-        self.cluster.as_deref()
     }
 
     fn settings(&self) -> Arc<BuildSettings> {
@@ -215,23 +237,6 @@ impl Live for Context {
             entitlement: entitlement.is_some(),
             yum_repos: yum_repos.is_some(),
             rpm_gpg: rpm_gpg.is_some(),
-        })
-    }
-
-    async fn users(&self) -> Result<Users, Error> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        // in the order in which an image is handed on: so none is missed that changes hands meanwhile
-        let os_builds = list(&Api::all(self.client.clone()), "MachineOSBuilds", None).await?;
-        let entries = self.ledger.entries().await?;
-        let os_configs = list(&Api::all(self.client.clone()), "MachineOSConfigs", None).await?;
-        let machine_configs = machine_configs(self).await?;
-        let nodes = nodes.list_metadata(&ListParams::default()).await;
-        Ok(Users {
-            nodes: nodes.map_err(failed(|| "Nodes".to_owned()))?.items,
-            os_configs,
-            os_builds,
-            machine_configs,
-            entries,
         })
     }
 

@@ -27,7 +27,7 @@ use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
 use crate::context::Context;
 use crate::error::Error;
 use crate::ledger::{Entry, LedgerError};
-use crate::live::Live as _;
+use crate::live::Needs as _;
 use crate::usage::Users;
 
 /// An apiserver that is restored from a backup may bring builds back.

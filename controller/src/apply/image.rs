@@ -21,7 +21,7 @@ use strata_builder::registry::{Manifest, Registry, RegistryError};
 use tracing::{debug, error, info, warn};
 
 use crate::error::Error;
-use crate::live::Live;
+use crate::live::Needs;
 use crate::registries::in_use;
 use crate::sweep::Origin;
 use crate::usage::{Use, Users};
@@ -68,7 +68,7 @@ pub enum Removal {
 ///
 /// Between the deletion and the second look, a crash leaves the window open that this closes: as wide as two requests.
 pub async fn remove(
-    live: &impl Live,
+    live: &impl Needs,
     registry: &Registry,
     doomed: &Doomed<'_>,
 ) -> Result<Removal, Error> {

@@ -17,7 +17,7 @@ use super::world::{CONFIGS, World};
 use crate::api::condition::is_true;
 use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
 use crate::ledger::Entry;
-use crate::live::Live as _;
+use crate::live::Needs as _;
 use crate::phase::Phase;
 use crate::sweep::GRACE;
 

@@ -19,7 +19,7 @@ use crate::apply::{Existing, existing};
 use crate::events::Reason;
 use crate::job::BuildObjects;
 use crate::ledger::Entry;
-use crate::live::Live as _;
+use crate::live::Needs as _;
 use crate::plan::{ImageDeletion, Step, Target};
 use crate::sweep::{GRACE, Origin};
 use crate::usage::Users;

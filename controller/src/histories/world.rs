@@ -29,7 +29,7 @@ use crate::fixtures;
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
 use crate::ledger::Entry;
-use crate::live::Live;
+use crate::live::{Live, Needs};
 use crate::registries::Answer;
 use crate::secrets::{JSON_KEY, JSON_TYPE};
 use crate::settings::BuildSettings;
@@ -554,6 +554,23 @@ fn configuration(pool: &str, variant: u8) -> Option<crate::api::foreign::PoolCon
     serde_json::from_value(json!({"name": rendered(pool, variant)})).unwrap()
 }
 
+impl Needs for World {
+    fn cluster(&self) -> Option<&str> {
+        Some(OURS)
+    }
+
+    async fn users(&self) -> Result<Users, Error> {
+        self.read()?;
+        Ok(Users {
+            nodes: self.nodes.all().map(metadata).collect(),
+            os_configs: self.os_configs.all().cloned().collect(),
+            os_builds: self.os_builds.all().cloned().collect(),
+            machine_configs: self.machine_configs.all().cloned().map(Arc::new).collect(),
+            entries: self.ledger.values().cloned().collect(),
+        })
+    }
+}
+
 impl Live for World {
     fn cache(&self) -> &Cache {
         self.controller.cache()
@@ -561,10 +578,6 @@ impl Live for World {
 
     fn namespace(&self) -> &str {
         &self.settings.job.namespace
-    }
-
-    fn cluster(&self) -> Option<&str> {
-        Some(OURS)
     }
 
     fn settings(&self) -> Arc<BuildSettings> {
@@ -659,17 +672,6 @@ impl Live for World {
 
     async fn optional_mounts(&self, _pool: &str) -> Result<OptionalMounts, Error> {
         Ok(OptionalMounts::default())
-    }
-
-    async fn users(&self) -> Result<Users, Error> {
-        self.read()?;
-        Ok(Users {
-            nodes: self.nodes.all().map(metadata).collect(),
-            os_configs: self.os_configs.all().cloned().collect(),
-            os_builds: self.os_builds.all().cloned().collect(),
-            machine_configs: self.machine_configs.all().cloned().map(Arc::new).collect(),
-            entries: self.ledger.values().cloned().collect(),
-        })
     }
 
     async fn used(

@@ -25,7 +25,7 @@ use crate::apply::image::{Doomed, Removal, remedy, remove};
 use crate::context::Context;
 use crate::error::Error;
 use crate::events::{Notice, Reason};
-use crate::live::Live as _;
+use crate::live::Needs as _;
 use crate::metrics::Deletion;
 use crate::registries::RegistriesError;
 use crate::sweep::GRACE;

@@ -1,0 +1,294 @@
+//! What is left in a real registry when an image was deleted, and how many bytes on its disk?
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't go on fails"
+)]
+
+#[path = "../../builder/tests/common/server.rs"]
+#[macro_use]
+mod server;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
+use kube::core::PartialObjectMeta;
+use serde_json::json;
+use server::{Program, RegistryServer};
+use strata_builder::digest::Digest;
+use strata_builder::reference::{Reference, Repository};
+use strata_builder::registry::{Options, Registry};
+use strata_controller::apply::image::{Doomed, Removal, remove};
+use strata_controller::error::Error;
+use strata_controller::live::Needs;
+use strata_controller::usage::{Use, Users};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// What each look at the cluster finds, the first one first; the last again and again.
+struct Looks(Mutex<Vec<Users>>);
+
+impl Looks {
+    fn new(mut looks: Vec<Users>) -> Self {
+        looks.reverse();
+        Self(Mutex::new(looks))
+    }
+}
+
+impl Needs for Looks {
+    fn cluster(&self) -> Option<&str> {
+        Some("ours")
+    }
+
+    async fn users(&self) -> Result<Users, Error> {
+        let mut looks = self.0.lock().unwrap();
+        match looks.len() {
+            1 => Ok(looks[0].clone()),
+            _ => Ok(looks.pop().unwrap()),
+        }
+    }
+}
+
+fn node(image: &str) -> Users {
+    let mut node: PartialObjectMeta<Node> = PartialObjectMeta::default();
+    node.annotations_mut()
+        .insert("example.com/staged".to_owned(), image.to_owned());
+    Users {
+        nodes: vec![node],
+        ..Users::default()
+    }
+}
+
+struct Place {
+    server: RegistryServer,
+    registry: Registry,
+    at: Repository,
+}
+
+impl Place {
+    fn new(program: Program, folder: &Path) -> Self {
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        let server = RegistryServer::start(program, folder);
+        let reference: Reference = format!("{}/org/os:v1", server.host).parse().unwrap();
+        Self {
+            registry: Registry::new(Options {
+                plain_http: vec![server.host.clone()],
+                ..Options::default()
+            })
+            .unwrap(),
+            server,
+            at: reference.repository,
+        }
+    }
+
+    /// Of these layers, each a byte that comes a hundred thousand times; with what else the manifest has.
+    async fn push(&self, tag: &str, layers: &[u8], more: serde_json::Value) -> Digest {
+        let mut blobs = vec![b"{}".to_vec()];
+        blobs.extend(layers.iter().map(|byte| vec![*byte; 100_000]));
+        let mut descriptors = Vec::new();
+        for blob in blobs {
+            let digest = Digest::of(&blob);
+            if !self.registry.has_blob(&self.at, digest).await.unwrap() {
+                let mut upload = self.registry.upload(&self.at);
+                upload.write(&blob).await.unwrap();
+                upload.finish(digest).await.unwrap();
+            }
+            descriptors.push(json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": blob.len()}));
+        }
+        let mut manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptors[0], "layers": descriptors[1..],
+        });
+        manifest["config"]["mediaType"] = "application/vnd.oci.image.config.v1+json".into();
+        for (key, value) in more.as_object().unwrap() {
+            manifest[key] = value.clone();
+        }
+        self.put(tag, MANIFEST, &manifest).await
+    }
+
+    async fn put(&self, tag: &str, media_type: &str, manifest: &serde_json::Value) -> Digest {
+        let bytes = Bytes::from(manifest.to_string());
+        let reference = self.at.tagged(tag);
+        let put = self.registry.push_manifest(&reference, media_type, &bytes);
+        put.await.unwrap()
+    }
+
+    async fn tags(&self) -> Vec<String> {
+        let mut tags = self.registry.tags(&self.at).await.unwrap();
+        tags.sort();
+        tags
+    }
+
+    async fn remove(&self, looks: Vec<Users>, digest: Digest, tag: &str) -> Removal {
+        let doomed = Doomed {
+            repository: &self.at,
+            digest,
+            tag: Some(tag),
+            asking: Some("uid"),
+        };
+        let looks = Looks::new(looks);
+        remove(&looks, &self.registry, &doomed).await.unwrap()
+    }
+
+    async fn has(&self, digest: Digest) -> bool {
+        let image = self.at.digested(digest);
+        self.registry.head_manifest(&image).await.unwrap() == Some(digest)
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(future)
+}
+
+fn with_an_image_goes_what_belongs_to_it_and_nothing_else(program: Program) {
+    if !program.is_there("with_an_image_goes_what_belongs_to_it_and_nothing_else") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(program, folder.path());
+    block_on(async {
+        let image = place.push("v1", &[1], json!({})).await;
+        let other = place.push("v2", &[1, 2], json!({})).await;
+        let hex = image.hex();
+        let subject = json!({"mediaType": MANIFEST, "digest": image, "size": 1});
+        let sbom = place.push("sbom", &[3], json!({"subject": subject})).await;
+        let index = json!({
+            "schemaVersion": 2, "mediaType": INDEX,
+            "manifests": [{"mediaType": MANIFEST, "digest": sbom, "size": 1}],
+        });
+        place.put(&format!("sha256-{hex}"), INDEX, &index).await;
+        let signature = place
+            .push(&format!("sha256-{hex}.sig"), &[4], json!({}))
+            .await;
+        // somebody gave an image in use a name like an attestation's
+        let used = place
+            .push(&format!("sha256-{hex}.att"), &[5], json!({}))
+            .await;
+        let note = |uid: &str| json!({"annotations": {"strata.image-mode.dev/steps-of": uid}});
+        place.push("v1-strata-steps", &[6], note("uid")).await;
+        place.push("v2-strata-steps", &[7], note("another")).await;
+        let named = place.at.digested(used).to_string();
+        let done = place.remove(vec![node(&named)], image, "v1").await;
+        assert!(
+            matches!(done, Removal::Gone { was_there: true }),
+            "{done:?}"
+        );
+        for gone in [image, sbom, signature] {
+            assert!(!place.has(gone).await, "{gone}");
+        }
+        assert!(place.has(other).await && place.has(used).await);
+        let left = [
+            format!("sha256-{hex}.att"),
+            "v2".to_owned(),
+            "v2-strata-steps".to_owned(),
+        ];
+        assert_eq!(place.tags().await, left);
+        // again: there is nothing to do
+        let done = place.remove(vec![node(&named)], image, "v1").await;
+        assert!(
+            matches!(done, Removal::Gone { was_there: false }),
+            "{done:?}"
+        );
+        // a note of another build stays with its tag
+        let done = place.remove(vec![node(&named)], other, "v2").await;
+        assert!(
+            matches!(done, Removal::Gone { was_there: true }),
+            "{done:?}"
+        );
+        assert_eq!(place.tags().await, [left[0].clone(), left[2].clone()]);
+    });
+}
+
+fn an_image_that_is_taken_meanwhile_is_put_back_with_its_tag(program: Program) {
+    if !program.is_there("an_image_that_is_taken_meanwhile_is_put_back_with_its_tag") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(program, folder.path());
+    block_on(async {
+        let image = place.push("v1", &[1], json!({})).await;
+        let before = place.server.manifest("org/os", "v1").unwrap();
+        let taken = || node(&place.at.digested(image).to_string());
+        let free = Users::default;
+        let done = place.remove(vec![taken()], image, "v1").await;
+        assert!(matches!(done, Removal::InUse(Use::Node(_))), "{done:?}");
+        let done = place.remove(vec![free(), taken()], image, "v1").await;
+        assert!(matches!(done, Removal::InUse(Use::Node(_))), "{done:?}");
+        assert!(place.has(image).await);
+        assert_eq!(place.server.manifest("org/os", "v1").unwrap(), before);
+        // also a part of an index that is named
+        let index = json!({
+            "schemaVersion": 2, "mediaType": INDEX,
+            "manifests": [{"mediaType": MANIFEST, "digest": image, "size": 1}],
+        });
+        let index = place.put("all", INDEX, &index).await;
+        let mut of_index = node("");
+        of_index.nodes[0].annotations_mut().insert(
+            "machineconfiguration.openshift.io/currentImage".to_owned(),
+            place.at.digested(index).to_string(),
+        );
+        let done = place.remove(vec![of_index], image, "v1").await;
+        assert!(matches!(done, Removal::InUse(Use::Index(_))), "{done:?}");
+        let done = place.remove(vec![free()], image, "v1").await;
+        assert!(
+            matches!(done, Removal::Gone { was_there: true }),
+            "{done:?}"
+        );
+    });
+}
+
+fn what_is_freed_leaves_the_disk_with_the_registrys_garbage_collection(program: Program) {
+    if !program.is_there("what_is_freed_leaves_the_disk_with_the_registrys_garbage_collection") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut place = Place::new(program, folder.path());
+    let (image, stays) = block_on(async {
+        let image = place.push("v1", &[1, 2, 3], json!({})).await;
+        (image, place.push("v2", &[1], json!({})).await)
+    });
+    let blobs = || bytes_of(&folder.path().join("registry/docker/registry/v2/blobs"));
+    let before = blobs();
+    block_on(place.remove(vec![Users::default()], image, "v1"));
+    assert_eq!(blobs(), before, "only the registry frees bytes");
+    place.server.stop();
+    let collected = Command::new(program.path())
+        .args(["garbage-collect"])
+        .arg(folder.path().join("registry.yml"))
+        .env("OTEL_TRACES_EXPORTER", "none")
+        .output()
+        .unwrap();
+    assert!(collected.status.success());
+    let freed = before - blobs();
+    println!("{program:?}: {before} bytes before, {freed} freed");
+    // two layers of its own, and its manifest
+    assert!((200_000..201_000).contains(&freed), "{freed}");
+    place.server.restart();
+    assert!(block_on(place.has(stays)));
+}
+
+fn bytes_of(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let sizes = entries.map(|entry| {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => bytes_of(&entry.path()),
+            false => entry.metadata().unwrap().len(),
+        }
+    });
+    sizes.sum()
+}
+
+with_both_registries! {
+    with_an_image_goes_what_belongs_to_it_and_nothing_else
+    an_image_that_is_taken_meanwhile_is_put_back_with_its_tag
+    what_is_freed_leaves_the_disk_with_the_registrys_garbage_collection
+}
