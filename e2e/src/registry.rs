@@ -91,3 +91,31 @@ pub async fn digest(reference: &str) -> Result<String> {
     let digest = read(reference, &["--format", "{{.Digest}}"]).await?;
     Ok(String::from_utf8(digest)?.trim().to_owned())
 }
+
+/// The tags of `repository`; none if there is no such repository.
+///
+/// # Errors
+/// If skopeo can't list them.
+pub async fn tags(repository: &str) -> Result<Vec<String>> {
+    let output = Command::new("skopeo")
+        .args([
+            "list-tags",
+            "--tls-verify=false",
+            "--creds",
+            PUSH_CREDENTIALS,
+        ])
+        .arg(format!("docker://{repository}"))
+        .output()
+        .await
+        .context("run skopeo")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        if complaint.contains("name unknown") {
+            return Ok(Vec::new());
+        }
+        bail!("skopeo list-tags {repository}: {complaint}");
+    }
+    let listed: Value = serde_json::from_slice(&output.stdout)?;
+    let tags = listed["Tags"].as_array().into_iter().flatten();
+    Ok(tags.filter_map(Value::as_str).map(str::to_owned).collect())
+}
