@@ -22,7 +22,7 @@ use crate::api::{
     annotation, name,
 };
 use crate::etc_containers::{self, FileError};
-use crate::yaml::{YamlError, to_yaml};
+use crate::yaml::{YamlError, place, to_yaml};
 
 /// The incumbent's constant; the render controller has the same.
 const SALT: [u8; 80] = [
@@ -437,7 +437,13 @@ pub fn build_name(
     let mut hash = Md5::new();
     hash.update(SALT);
     for (document, object) in documents {
-        let text = to_yaml(&document).map_err(|source| InputError::Yaml { object, source })?;
+        let text = to_yaml(&document).map_err(|source| {
+            let place = place(&document, source).unwrap_or_default();
+            InputError::Yaml {
+                object: format!("{object}{place}"),
+                source,
+            }
+        })?;
         hash.update(text);
     }
     Ok(BuildName(format!(

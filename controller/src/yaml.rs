@@ -123,5 +123,29 @@ fn inline(out: &mut String, value: &Value, column: usize, indent: usize) -> Resu
     Ok(())
 }
 
+/// Where in the document the text is that can't be written: `.field[0].of, line 3`.
+#[must_use]
+pub fn place(document: &Value, error: YamlError) -> Option<String> {
+    let YamlError::Control(code) = error else {
+        return None;
+    };
+    let wanted = char::from_u32(code)?;
+    match document {
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+            let rest = place(value, error)?;
+            Some(format!(".{name}{rest}"))
+        }),
+        Value::Array(values) => values.iter().enumerate().find_map(|(n, value)| {
+            let rest = place(value, error)?;
+            Some(format!("[{n}]{rest}"))
+        }),
+        Value::String(text) => {
+            let line = text.lines().position(|line| line.contains(wanted))?;
+            Some(format!(", line {}", line + 1))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -41,7 +41,7 @@ async fn a_containerfile_with_a_control_character_is_told_and_mended() -> Result
     let pool = world.pool("control").await?;
     pool.configure("FROM configs AS final\nRUN echo '\u{7f}'\n")
         .await?;
-    says(&pool, &["containerFile", "control"]).await?;
+    says(&pool, &["spec.containerFile[0].content, line 2", "U+007F"]).await?;
     pool.edit(&quick("mended")).await?;
     pool.succeeds(&[]).await?;
     pool.remove().await
