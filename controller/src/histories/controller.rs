@@ -69,6 +69,8 @@ impl Root {
 /// A pass whose plan is made.
 pub(super) struct Pass {
     pub(super) key: Key,
+    /// That made its plan.
+    pub(super) rule: &'static str,
     pub(super) root: Root,
     pub(super) left: VecDeque<Work>,
     pub(super) again: Option<SignedDuration>,
@@ -408,6 +410,7 @@ impl World {
             Key::Sweep => {
                 self.work(Pass {
                     key,
+                    rule: "sweep",
                     root: Root::default(),
                     left: [Work::Sweep].into(),
                     again: Some(SWEEP_ROUND),
@@ -420,6 +423,7 @@ impl World {
                 let left: VecDeque<_> = entries.map(Work::LookAtEntry).collect();
                 self.work(Pass {
                     key,
+                    rule: "drain",
                     root: Root::default(),
                     left,
                     again: Some(LEDGER_ROUND),
@@ -448,6 +452,7 @@ impl World {
         }
         self.end_if_done(Pass {
             key,
+            rule,
             root,
             left: steps.into_iter().map(Work::Step).collect(),
             again: match requeue {

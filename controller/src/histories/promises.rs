@@ -157,9 +157,6 @@ impl World {
 
     /// A build with an image that is deleted for want of nothing but room is older than those that stay.
     pub(super) fn may_go(&mut self, pass: &Pass, target: &Target) {
-        let Some(os_config) = self.os_configs.get(&pass.root.name) else {
-            return;
-        };
         let Some(os_build) = self.os_builds.get(&target.name) else {
             return;
         };
@@ -168,14 +165,10 @@ impl World {
             .status
             .as_ref()
             .is_some_and(|status| status.digested_image_push_spec.is_some());
-        // it is built again: the config, or its last pass, says so
-        let current = os_config.annotations().get(annotation::CURRENT_BUILD);
-        let is_current = current == Some(&target.name);
-        if !has_ended
+        // one that is built again goes by another rule
+        if pass.rule != "prune"
+            || !has_ended
             || !has_image
-            || is_current
-            || os_config.metadata.deletion_timestamp.is_some()
-            || os_config.annotations().contains_key(annotation::REBUILD)
             || os_build.metadata.deletion_timestamp.is_some()
             || os_build.metadata.uid.as_deref() != Some(&target.uid)
         {
