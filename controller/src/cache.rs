@@ -10,7 +10,7 @@ use std::hash::Hash;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube::runtime::watcher::Event;
@@ -201,6 +201,8 @@ pub struct Cache {
     pub pools: Kept<MachineConfigPool>,
     /// Without what only a build reads.
     pub machine_configs: Kept<MachineConfig>,
+    /// The annotations that name images.
+    pub nodes: Kept<Meta<Node>>,
     /// In groups by the name of their MachineOSBuild.
     pub jobs: Kept<Meta<Job>>,
     /// In groups by the name of their MachineOSBuild.

@@ -4,6 +4,7 @@
 //! controller then deletes, enters images that have lost their build in the ledger, and deletes what is due there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::{Api, Client, ResourceExt as _};
@@ -139,12 +140,11 @@ fn let_go(context: &Context, users: &Users, now: Timestamp) -> Vec<(Target, Stri
         let Some(wanted) = wanted.name() else {
             continue;
         };
-        let its = |one: &&MachineOSBuild| crate::os_config::controls(os_config, one);
+        let its = |one: &&Arc<MachineOSBuild>| crate::os_config::controls(os_config, one);
         let os_builds: Vec<_> = users.os_builds.iter().filter(its).cloned().collect();
         if !is_settled(os_config, &os_builds, wanted) {
             continue;
         }
-        let os_builds: Vec<_> = os_builds.into_iter().map(Into::into).collect();
         let surplus = surplus(retention, os_config, &os_builds, wanted, now);
         for one in surplus.os_builds {
             let status = one.status.as_ref();
@@ -160,7 +160,11 @@ fn let_go(context: &Context, users: &Users, now: Timestamp) -> Vec<(Target, Stri
 }
 
 /// Whether the config has what it wants, as nothing goes before that.
-fn is_settled(os_config: &MachineOSConfig, os_builds: &[MachineOSBuild], wanted: &str) -> bool {
+fn is_settled(
+    os_config: &MachineOSConfig,
+    os_builds: &[Arc<MachineOSBuild>],
+    wanted: &str,
+) -> bool {
     let status = os_config.status.as_ref();
     let told = status.and_then(|status| status.machine_os_build.as_ref());
     os_config.metadata.deletion_timestamp.is_none()
@@ -170,7 +174,10 @@ fn is_settled(os_config: &MachineOSConfig, os_builds: &[MachineOSBuild], wanted:
 
 /// What the repositories have that is tagged, or that builds and the ledger name.
 async fn stored(context: &Context, users: &Users) -> Vec<Stored> {
-    let mut places = repositories(users.os_configs.iter(), users.os_builds.iter());
+    let mut places = repositories(
+        users.os_configs.iter().map(Arc::as_ref),
+        users.os_builds.iter().map(Arc::as_ref),
+    );
     let of_builds = users.os_builds.iter().filter_map(|one| {
         let status = one.status.as_ref()?;
         status.digested_image_push_spec.as_deref()

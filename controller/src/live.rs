@@ -2,6 +2,7 @@
 //!
 //! Reads that a pass makes anew, because the watches may lag behind. One request each; nothing is decided here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
@@ -15,7 +16,7 @@ use strata_builder::reference::Reference;
 
 use crate::api::{
     CONTROLLER_CONFIG_NAME, ControllerConfig, MachineConfig, MachineConfigPool, MachineOSBuild,
-    MachineOSConfig, label, name,
+    MachineOSConfig, name,
 };
 use crate::cache::Cache;
 use crate::context::Context;
@@ -59,8 +60,22 @@ pub trait Live: Needs {
     /// The MachineOSConfig of this name.
     fn os_config(&self, name: &str) -> impl Read<Option<MachineOSConfig>>;
 
-    /// The MachineOSBuilds that carry the label of this MachineOSConfig.
-    fn os_builds(&self, os_config: &str) -> impl Read<Vec<MachineOSBuild>>;
+    /// The MachineOSBuilds of this MachineOSConfig that the watch has told, and the one that it wants, each as it is at this moment.
+    ///
+    /// Not a list: what that costs the apiserver grows with the builds of all configs.
+    fn os_builds(&self, os_config: &str, wanted: Option<&str>) -> impl Read<Vec<MachineOSBuild>> {
+        async move {
+            let known = self.cache().os_builds.names_in(os_config);
+            let mut names: BTreeSet<String> = known.into_iter().collect();
+            names.extend(wanted.map(str::to_owned));
+            let mut found = Vec::new();
+            for name in names {
+                let os_build = self.os_build(&name).await?;
+                found.extend(os_build.filter(|one| one.spec.machine_os_config.name == os_config));
+            }
+            Ok(found)
+        }
+    }
 
     /// The MachineOSBuild of this name.
     fn os_build(&self, name: &str) -> impl Read<Option<MachineOSBuild>>;
@@ -125,13 +140,14 @@ impl Needs for Context {
     async fn users(&self) -> Result<Users, Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         // in the order in which an image is handed on: so none is missed that changes hands meanwhile
-        let os_builds = list(&Api::all(self.client.clone()), "MachineOSBuilds", None).await?;
+        let os_builds = all(&Api::all(self.client.clone()), "MachineOSBuilds").await?;
         let entries = self.ledger.entries().await?;
-        let os_configs = list(&Api::all(self.client.clone()), "MachineOSConfigs", None).await?;
+        let os_configs = all(&Api::all(self.client.clone()), "MachineOSConfigs").await?;
         let machine_configs = machine_configs(self).await?;
         let nodes = nodes.list_metadata(&ListParams::default()).await;
+        let nodes = nodes.map_err(failed(|| "Nodes".to_owned()))?.items;
         Ok(Users {
-            nodes: nodes.map_err(failed(|| "Nodes".to_owned()))?.items,
+            nodes: nodes.into_iter().map(Arc::new).collect(),
             os_configs,
             os_builds,
             machine_configs,
@@ -159,16 +175,6 @@ impl Live for Context {
 
     async fn os_config(&self, name: &str) -> Result<Option<MachineOSConfig>, Error> {
         get(&Api::all(self.client.clone()), "MachineOSConfig", name).await
-    }
-
-    async fn os_builds(&self, os_config: &str) -> Result<Vec<MachineOSBuild>, Error> {
-        let selector = format!("{}={os_config}", label::OS_CONFIG);
-        list(
-            &Api::all(self.client.clone()),
-            "MachineOSBuilds",
-            Some(&selector),
-        )
-        .await
     }
 
     async fn os_build(&self, name: &str) -> Result<Option<MachineOSBuild>, Error> {
@@ -306,6 +312,29 @@ where
     api.get_opt(name)
         .await
         .map_err(failed(|| format!("{kind} {name}")))
+}
+
+/// Objects that one answer of the apiserver holds: so that neither it nor this process has thousands in hand as text.
+const PAGE: u32 = 500;
+
+/// All objects of a kind, in pages of one state of the cluster.
+async fn all<K>(api: &Api<K>, kinds: &'static str) -> Result<Vec<Arc<K>>, Error>
+where
+    K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let mut page = ListParams::default().limit(PAGE);
+    let mut found = Vec::new();
+    loop {
+        let listed = api.list(&page).await.map_err(failed(|| kinds.to_owned()))?;
+        found.extend(listed.items.into_iter().map(|mut object| {
+            object.managed_fields_mut().clear();
+            Arc::new(object)
+        }));
+        match listed.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page.continue_token = Some(token),
+            None => return Ok(found),
+        }
+    }
 }
 
 async fn list<K>(api: &Api<K>, kinds: &'static str, selector: Option<&str>) -> Result<Vec<K>, Error>

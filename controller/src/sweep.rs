@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn only_an_image_of_a_build_of_this_cluster_that_is_gone_is_an_orphan() {
         let users = Users {
-            os_builds: vec![fixtures::os_build()],
+            os_builds: vec![fixtures::os_build().into()],
             ..Users::default()
         };
         for (annotations, is_orphan) in [

@@ -22,6 +22,7 @@ use strata_builder::digest::Digest;
 use strata_builder::reference::{Reference, Repository};
 
 use crate::api::{MachineConfig, MachineOSBuild, MachineOSConfig, annotation};
+use crate::cache::Cache;
 use crate::ledger::Entry;
 use crate::phase::Phase;
 
@@ -66,11 +67,11 @@ impl fmt::Display for Use {
 #[derive(Clone, Debug, Default)]
 pub struct Users {
     /// All of the cluster.
-    pub nodes: Vec<PartialObjectMeta<Node>>,
+    pub nodes: Vec<Arc<PartialObjectMeta<Node>>>,
     /// All of the cluster.
-    pub os_configs: Vec<MachineOSConfig>,
+    pub os_configs: Vec<Arc<MachineOSConfig>>,
     /// All of the cluster.
-    pub os_builds: Vec<MachineOSBuild>,
+    pub os_builds: Vec<Arc<MachineOSBuild>>,
     /// All of the cluster; they may be trimmed to what names images.
     pub machine_configs: Vec<Arc<MachineConfig>>,
     /// Of the ledger.
@@ -78,6 +79,18 @@ pub struct Users {
 }
 
 impl Users {
+    /// As the watches told them. What they name may be named no longer, or by others too.
+    #[must_use]
+    pub fn known(cache: &Cache, entries: Vec<Entry>) -> Self {
+        Self {
+            nodes: cache.nodes.store.state(),
+            os_configs: cache.os_configs.store.state(),
+            os_builds: cache.os_builds.store.state(),
+            machine_configs: cache.machine_configs.store.state(),
+            entries,
+        }
+    }
+
     /// The first that needs the image. What is being deleted needs none, nor does the build with the UID `asking`.
     #[must_use]
     pub fn of(&self, digest: Digest, asking: Option<&str>) -> Option<Use> {

@@ -60,7 +60,7 @@ fn node(image: &str) -> Users {
     node.annotations_mut()
         .insert("example.com/staged".to_owned(), image.to_owned());
     Users {
-        nodes: vec![node],
+        nodes: vec![node.into()],
         ..Users::default()
     }
 }
@@ -230,11 +230,7 @@ fn an_image_that_is_taken_meanwhile_is_put_back_with_its_tag(program: Program) {
             "manifests": [{"mediaType": MANIFEST, "digest": image, "size": 1}],
         });
         let index = place.put("all", INDEX, &index).await;
-        let mut of_index = node("");
-        of_index.nodes[0].annotations_mut().insert(
-            "machineconfiguration.openshift.io/currentImage".to_owned(),
-            place.at.digested(index).to_string(),
-        );
+        let of_index = node(&place.at.digested(index).to_string());
         let done = place.remove(vec![of_index], image, "v1").await;
         assert!(matches!(done, Removal::InUse(Use::Index(_))), "{done:?}");
         let done = place.remove(vec![free()], image, "v1").await;

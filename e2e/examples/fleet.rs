@@ -40,6 +40,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 #[tokio::main]
 async fn main() -> Result<()> {
     let world = World::connect().await?;
+    // what an earlier run has left
+    remove(&world).await?;
     let mut records = Vec::new();
     let mut there = 0;
     for count in std::env::args().skip(1) {
@@ -55,7 +57,7 @@ async fn main() -> Result<()> {
         records.extend(measure(&world, count).await?);
     }
     println!("{}", serde_json::to_string_pretty(&records)?);
-    remove(&world, there).await
+    remove(&world).await
 }
 
 fn name(n: usize) -> String {
@@ -112,7 +114,10 @@ async fn make(world: &World, n: usize) -> Result<()> {
         if older == 0 {
             let status = json!({"status": {
                 "currentImagePullSpec": image, "observedGeneration": config.metadata.generation,
-                "machineOSBuild": {"name": build.name_any()},
+                "machineOSBuild": {
+                    "group": "machineconfiguration.openshift.io", "resource": "machineosbuilds",
+                    "name": build.name_any(),
+                },
             }});
             configs
                 .patch_status(&name, &merge, &Patch::Merge(status))
@@ -265,7 +270,7 @@ async fn edit(world: &World, n: usize) -> Result<Duration> {
 }
 
 /// Takes the fleet away, without the finalizers that nobody is there to take off.
-async fn remove(world: &World, count: usize) -> Result<()> {
+async fn remove(world: &World) -> Result<()> {
     let free = Patch::Merge(json!({"metadata": {"finalizers": Value::Null}}));
     let of_fleet = |meta: &ObjectMeta| {
         let name = meta.name.as_deref().unwrap_or_default();
@@ -294,6 +299,5 @@ async fn remove(world: &World, count: usize) -> Result<()> {
             .collect::<Vec<()>>()
             .await;
     }
-    eprintln!("{count} configs removed");
     Ok(())
 }

@@ -138,13 +138,13 @@ impl World {
             os_builds: self.os_builds.listen(),
             pools: self.pools.listen(),
             machine_configs: self.machine_configs.listen(),
+            nodes: self.nodes.listen(),
             jobs: self.jobs.listen(),
             config_maps: self.config_maps.listen(),
             secrets: self.secrets.listen(),
         };
         // of these nothing is looked up
         self.pods.listen();
-        self.nodes.listen();
         let (queues, requests) = Queues::new();
         let concerned = Concerned { known, queues };
         self.controller.awake = Some(Awake {

@@ -19,7 +19,7 @@ use crate::api::foreign::PoolCondition;
 use crate::api::machine_os_config::ContainerfileArch;
 use crate::api::{
     CLEANUP_FINALIZER, ControllerConfig, MachineConfig, MachineConfigPool, MachineOSBuild,
-    MachineOSConfig, annotation, label,
+    MachineOSConfig, annotation,
 };
 use crate::cache::{
     Cache, Meta, build_groups, config_groups, owned_groups, pool_groups, ungrouped,
@@ -562,9 +562,9 @@ impl Needs for World {
     async fn users(&self) -> Result<Users, Error> {
         self.read()?;
         Ok(Users {
-            nodes: self.nodes.all().map(metadata).collect(),
-            os_configs: self.os_configs.all().cloned().collect(),
-            os_builds: self.os_builds.all().cloned().collect(),
+            nodes: self.nodes.all().map(metadata).map(Arc::new).collect(),
+            os_configs: self.os_configs.all().cloned().map(Arc::new).collect(),
+            os_builds: self.os_builds.all().cloned().map(Arc::new).collect(),
             machine_configs: self.machine_configs.all().cloned().map(Arc::new).collect(),
             entries: self.ledger.values().cloned().collect(),
         })
@@ -612,14 +612,6 @@ impl Live for World {
     async fn os_config(&self, name: &str) -> Result<Option<MachineOSConfig>, Error> {
         self.read()?;
         Ok(self.os_configs.get(name).cloned())
-    }
-
-    async fn os_builds(&self, os_config: &str) -> Result<Vec<MachineOSBuild>, Error> {
-        self.read()?;
-        let its = |one: &&MachineOSBuild| {
-            one.labels().get(label::OS_CONFIG).map(String::as_str) == Some(os_config)
-        };
-        Ok(self.os_builds.all().filter(its).cloned().collect())
     }
 
     async fn os_build(&self, name: &str) -> Result<Option<MachineOSBuild>, Error> {

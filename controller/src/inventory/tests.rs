@@ -71,18 +71,17 @@ fn every_image_has_a_fate_and_its_cause() {
     use Fate::{Goes, NotOurs, Stays, Waits};
     let ours = || image(&[1], Some("old"), "ours");
     let with_build = |uid| Users {
-        os_builds: vec![build(&ours(), uid)],
+        os_builds: vec![build(&ours(), uid).into()],
         ..Users::default()
     };
     let on_node = |users: Users| Users {
-        nodes: vec![fixtures::node(
-            annotation::NODE_CURRENT_IMAGE,
-            &named(&ours()),
-        )],
+        nodes: vec![fixtures::node(annotation::NODE_CURRENT_IMAGE, &named(&ours())).into()],
         ..users
     };
     let both = || Users {
-        os_builds: vec![build(&ours(), "old"), build(&ours(), "new")],
+        os_builds: ["old", "new"]
+            .map(|uid| build(&ours(), uid).into())
+            .to_vec(),
         ..Users::default()
     };
     let entry = || fixtures::entry(&named(&ours()));
@@ -92,7 +91,7 @@ fn every_image_has_a_fate_and_its_cause() {
         ..entry()
     };
     let mut running = with_build("old");
-    running.os_builds[0].status = None;
+    std::sync::Arc::make_mut(&mut running.os_builds[0]).status = None;
     for (stored, users, fate, why) in [
         (
             ours(),
@@ -180,7 +179,9 @@ fn a_blob_comes_free_once_and_only_if_no_image_that_stays_has_it() {
         image(&[8, 16], Some("old"), "ours"),
     );
     let users = Users {
-        os_builds: vec![build(&goes, "old"), build(&goes_too, "old")],
+        os_builds: [&goes, &goes_too]
+            .map(|one| build(one, "old").into())
+            .to_vec(),
         ..Users::default()
     };
     let names = users.os_builds.iter().map(|one| one.name_any());

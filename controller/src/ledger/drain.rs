@@ -30,6 +30,7 @@ use crate::metrics::Deletion;
 use crate::registries::RegistriesError;
 use crate::sweep::GRACE;
 use crate::usage::Use;
+use crate::usage::Users;
 
 /// Who refuses for so long won't change.
 const LONGEST_REFUSAL: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -63,9 +64,11 @@ impl Failures {
         is_news
     }
 
-    /// When the next entry is tried again.
-    fn next(&self) -> Option<Timestamp> {
-        self.0.values().map(|failure| failure.again).min()
+    /// How long until the next entry is tried again.
+    fn wait(&self, now: Timestamp) -> Option<Duration> {
+        let next = self.0.values().map(|failure| failure.again).min()?;
+        let left = next.duration_since(now);
+        Some(Duration::try_from(left).unwrap_or_default())
     }
 }
 
@@ -87,6 +90,15 @@ fn wait(class: Class, count: u32) -> SignedDuration {
 ///
 /// Of the apiserver; what a registry says is told and tried again.
 pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<Duration>, Error> {
+    let entries = context.ledger.entries().await?;
+    if !may_be_due(&Users::known(&context.cache, entries.clone()), failures) {
+        let left = entries.iter().filter(|entry| !entry.keep);
+        let oldest = left.clone().map(|entry| entry.since).min();
+        context
+            .metrics
+            .ledger(left.count(), oldest, failures.0.len());
+        return Ok(failures.wait(Timestamp::now()));
+    }
     let users = context.users().await?;
     let entries: Vec<&Entry> = users.entries.iter().filter(|entry| !entry.keep).collect();
     failures
@@ -161,11 +173,26 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
         }
     }
     context.metrics.ledger(count, oldest, failures.0.len());
-    let next = failures.next();
-    Ok(next.map(|next| {
-        let left = next.duration_since(Timestamp::now());
-        Duration::try_from(left).unwrap_or_default()
-    }))
+    Ok(failures.wait(Timestamp::now()))
+}
+
+/// Whether, by what the watches told, an image may be deleted now: only then the whole cluster is read.
+fn may_be_due(known: &Users, failures: &Failures) -> bool {
+    let now = Timestamp::now();
+    known
+        .entries
+        .iter()
+        .filter(|entry| !entry.keep)
+        .any(|entry| {
+            let image = entry.image.parse::<Reference>().ok();
+            let used = image
+                .and_then(|image| image.digest)
+                .is_some_and(|digest| known.of(digest, None).is_some());
+            let waits = entry.orphan_of.as_ref().is_some_and(|uid| {
+                !known.has_build(uid) && now.duration_since(entry.since) < GRACE
+            });
+            !used && !waits && failures.is_due(&entry.key(), now)
+        })
 }
 
 async fn tell(context: &Context, entry: &Entry, is_hopeless: bool, why: &str) {
@@ -290,9 +317,7 @@ mod tests {
         assert_eq!(fails("503", 30), (false, Some(60)));
         assert_eq!(fails("502", 90), (true, Some(120)));
         assert!(failures.is_due("another", start));
-        assert_eq!(
-            failures.next(),
-            Some(start + SignedDuration::from_secs(210))
-        );
+        let wait = failures.wait(start);
+        assert_eq!(wait, Some(Duration::from_secs(210)));
     }
 }

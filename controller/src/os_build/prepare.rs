@@ -170,7 +170,7 @@ async fn reusable(
     if annotations.contains_key(annotation::BUILD_ANEW) {
         return Ok(Ok(None));
     }
-    let os_builds = live.os_builds(&sources.os_config.name_any()).await?;
+    let os_builds = live.os_builds(&sources.os_config.name_any(), None).await?;
     let machine_config = |name: &str| live.cache().machine_configs.get(name);
     let mut unanswered = None;
     for candidate in candidates(sources, key, &os_builds, machine_config) {

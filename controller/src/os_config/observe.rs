@@ -67,7 +67,8 @@ pub async fn observe(
         let Some(os_config) = live.os_config(&name).await? else {
             return Ok(None);
         };
-        let os_builds = live.os_builds(&name).await?;
+        let wanted = live.wanted(&os_config).0;
+        let os_builds = live.os_builds(&name, wanted.name()).await?;
         (os_config, os_builds.into_iter().map(Arc::new).collect())
     } else {
         (cached.clone(), live.cache().os_builds.of(&name))
@@ -92,10 +93,12 @@ pub async fn observe(
         let Some(os_config) = live.os_config(&name).await? else {
             return Ok(None);
         };
-        let os_builds = live.os_builds(&name).await?.into_iter();
-        let os_builds = os_builds.filter(|os_build| controls(&os_config, os_build));
-        observed.os_builds = os_builds.map(Arc::new).collect();
         observed.wanted = live.wanted(&os_config).0;
+        let os_builds = live.os_builds(&name, observed.wanted.name()).await?;
+        let os_builds = os_builds
+            .into_iter()
+            .filter(|os_build| controls(&os_config, os_build));
+        observed.os_builds = os_builds.map(Arc::new).collect();
         observed.os_config = os_config;
         observed.image = look(live, &observed).await;
         observed.users = Some(live.users().await?);

@@ -13,7 +13,7 @@ fn digest() -> Digest {
 
 fn node(key: &str, value: &str) -> Users {
     Users {
-        nodes: vec![fixtures::node(key, value)],
+        nodes: vec![fixtures::node(key, value).into()],
         ..Users::default()
     }
 }
@@ -22,7 +22,7 @@ fn config(change: impl Fn(&mut MachineOSConfig)) -> Users {
     let mut os_config = fixtures::os_config();
     change(&mut os_config);
     Users {
-        os_configs: vec![os_config],
+        os_configs: vec![os_config.into()],
         ..Users::default()
     }
 }
@@ -33,7 +33,7 @@ fn build(mut os_build: MachineOSBuild, annotations: &[(&str, &str)]) -> Users {
         annotations.insert((*key).to_owned(), (*value).to_owned());
     }
     Users {
-        os_builds: vec![os_build],
+        os_builds: vec![os_build.into()],
         ..Users::default()
     }
 }
@@ -41,10 +41,10 @@ fn build(mut os_build: MachineOSBuild, annotations: &[(&str, &str)]) -> Users {
 fn going(mut users: Users) -> Users {
     let now = Some(Time(Timestamp::UNIX_EPOCH));
     for one in &mut users.os_configs {
-        one.metadata.deletion_timestamp = now.clone();
+        Arc::make_mut(one).metadata.deletion_timestamp = now.clone();
     }
     for one in &mut users.os_builds {
-        one.metadata.deletion_timestamp = now.clone();
+        Arc::make_mut(one).metadata.deletion_timestamp = now.clone();
     }
     users
 }

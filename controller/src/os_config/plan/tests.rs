@@ -136,10 +136,13 @@ fn every_rule_has_its_steps() {
     let mut wrong = limited(3, Some(Users::default()));
     wrong.retention = Err("annotation x".to_owned());
     let needed = || Users {
-        nodes: vec![fixtures::node(
-            annotation::NODE_CURRENT_IMAGE,
-            &IMAGE.replace("220a", "330b"),
-        )],
+        nodes: vec![
+            fixtures::node(
+                annotation::NODE_CURRENT_IMAGE,
+                &IMAGE.replace("220a", "330b"),
+            )
+            .into(),
+        ],
         ..Users::default()
     };
     let create = vec!["annotate", "create-build", "tell", "set-config-status"];
