@@ -417,11 +417,11 @@ pub fn build_name(
     let documents = [
         (
             configuration_document(pool.spec.configuration.as_ref()),
-            format!("MachineConfigPool {wanted}, spec.configuration,"),
+            format!("MachineConfigPool {wanted}, spec.configuration"),
         ),
         (
             spec_document(os_config),
-            format!("MachineOSConfig {os_config_name}, spec,"),
+            format!("MachineOSConfig {os_config_name}, spec"),
         ),
         (
             json!({
