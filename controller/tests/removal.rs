@@ -12,7 +12,7 @@ mod server;
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Node;
@@ -230,7 +230,13 @@ fn an_image_that_is_taken_meanwhile_is_put_back_with_its_tag(program: Program) {
             "manifests": [{"mediaType": MANIFEST, "digest": image, "size": 1}],
         });
         let index = place.put("all", INDEX, &index).await;
-        let of_index = node(&place.at.digested(index).to_string());
+        let mut of_index = node("");
+        Arc::make_mut(&mut of_index.nodes[0])
+            .annotations_mut()
+            .insert(
+                "machineconfiguration.openshift.io/currentImage".to_owned(),
+                place.at.digested(index).to_string(),
+            );
         let done = place.remove(vec![of_index], image, "v1").await;
         assert!(matches!(done, Removal::InUse(Use::Index(_))), "{done:?}");
         let done = place.remove(vec![free()], image, "v1").await;
