@@ -201,7 +201,7 @@ pub struct Build {
     #[arg(long, value_name = "FILE")]
     pub digestfile: Option<PathBuf>,
 
-    /// What standard error shows: lines of text, or a JSON object per event; auto and tty are plain in this version
+    /// What standard error shows: lines of text, or a JSON object per event; auto is the live view of tty on a terminal, and plain elsewhere
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: ProgressChoice,
 }

@@ -29,8 +29,7 @@ use crate::live::Needs as _;
 use crate::metrics::Deletion;
 use crate::registries::RegistriesError;
 use crate::sweep::GRACE;
-use crate::usage::Use;
-use crate::usage::Users;
+use crate::usage::{Use, Users};
 
 /// Who refuses for so long won't change.
 const LONGEST_REFUSAL: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -64,6 +63,14 @@ impl Failures {
         is_news
     }
 
+    /// Keeps only those of images that are in the ledger and that nothing needs: nothing else is tried again.
+    fn forget_needed(&mut self, known: &Users) {
+        self.0.retain(|key, _| {
+            let mut entries = known.entries.iter();
+            entries.any(|entry| entry.key() == *key && !entry.keep && !is_needed(known, entry))
+        });
+    }
+
     /// How long until the next entry is tried again.
     fn wait(&self, now: Timestamp) -> Option<Duration> {
         let next = self.0.values().map(|failure| failure.again).min()?;
@@ -91,7 +98,9 @@ fn wait(class: Class, count: u32) -> SignedDuration {
 /// Of the apiserver; what a registry says is told and tried again.
 pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<Duration>, Error> {
     let entries = context.ledger.entries().await?;
-    if !may_be_due(&Users::known(&context.cache, entries.clone()), failures) {
+    let known = Users::known(&context.cache, entries.clone());
+    failures.forget_needed(&known);
+    if !may_be_due(&known, failures) {
         let left = entries.iter().filter(|entry| !entry.keep);
         let oldest = left.clone().map(|entry| entry.since).min();
         context
@@ -101,9 +110,6 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
     }
     let users = context.users().await?;
     let entries: Vec<&Entry> = users.entries.iter().filter(|entry| !entry.keep).collect();
-    failures
-        .0
-        .retain(|key, _| entries.iter().any(|entry| entry.key() == *key));
     let count = entries.len();
     let oldest = entries.iter().map(|entry| entry.since).min();
     for entry in entries {
@@ -184,15 +190,17 @@ fn may_be_due(known: &Users, failures: &Failures) -> bool {
         .iter()
         .filter(|entry| !entry.keep)
         .any(|entry| {
-            let image = entry.image.parse::<Reference>().ok();
-            let used = image
-                .and_then(|image| image.digest)
-                .is_some_and(|digest| known.of(digest, None).is_some());
             let waits = entry.orphan_of.as_ref().is_some_and(|uid| {
                 !known.has_build(uid) && now.duration_since(entry.since) < GRACE
             });
-            !used && !waits && failures.is_due(&entry.key(), now)
+            !is_needed(known, entry) && !waits && failures.is_due(&entry.key(), now)
         })
+}
+
+fn is_needed(users: &Users, entry: &Entry) -> bool {
+    let image = entry.image.parse::<Reference>().ok();
+    let digest = image.and_then(|image| image.digest);
+    digest.is_some_and(|digest| users.of(digest, None).is_some())
 }
 
 async fn tell(context: &Context, entry: &Entry, is_hopeless: bool, why: &str) {
@@ -300,6 +308,31 @@ mod tests {
         ] {
             let wanted = SignedDuration::from_secs(seconds);
             assert_eq!(wait(class, count), wanted, "{class:?} {count}");
+        }
+    }
+
+    #[test]
+    fn what_is_needed_again_or_no_longer_in_the_ledger_is_not_waited_for() {
+        let now = crate::fixtures::now();
+        let image = "registry.example.com/a/b@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
+        let entry = crate::fixtures::entry(image);
+        let failed = || {
+            let mut failures = Failures::default();
+            failures.failed(entry.key(), Class::Transient, "503".to_owned(), now);
+            failures
+        };
+        let unneeded = Users {
+            entries: vec![entry.clone()],
+            ..Users::default()
+        };
+        let needed = Users {
+            os_builds: vec![crate::fixtures::os_build_with_image(image).into()],
+            ..unneeded.clone()
+        };
+        for (users, is_left) in [(unneeded, true), (needed, false), (Users::default(), false)] {
+            let mut failures = failed();
+            failures.forget_needed(&users);
+            assert_eq!(failures.wait(now).is_some(), is_left);
         }
     }
 
