@@ -26,6 +26,12 @@ pub const STEPS_OF_ANNOTATION: &str = "strata.image-mode.dev/steps-of";
 /// Annotation on the pushed manifest and on the one under [`steps_tag`]: the cluster whose MachineOSBuild that is, as several may push to a repository.
 pub const CLUSTER_ANNOTATION: &str = "strata.image-mode.dev/cluster";
 
+/// Annotation on both: the tag that the manifest was pushed under. Whatever is made from it with annotations and all has another.
+pub const TAG_ANNOTATION: &str = "strata.image-mode.dev/tag";
+
+/// Annotations of ours start with it; no image hands them on to those made from it.
+pub const ANNOTATION_PREFIX: &str = "strata.image-mode.dev/";
+
 /// The tag beside a build's own one under which its layers are noted while it runs, for another attempt of it. None if it would be longer than
 /// the 128 characters of a tag.
 #[must_use]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::contract::ANNOTATION_PREFIX;
 use crate::digest::Digest;
 use crate::error::{Class, Classify};
 
@@ -232,6 +233,8 @@ impl Image {
     /// The image that a registry's manifest and configuration describe. Layer descriptors stay as they are, except that Docker's media
     /// types become their OCI equivalents, as our manifest is an OCI one.
     ///
+    /// What its manifest says of itself as an image of ours isn't true of one made from it.
+    ///
     /// # Errors
     /// User, if the two don't belong together.
     pub fn of_base(manifest: &Manifest, config: ImageConfig) -> Result<Self, ImageError> {
@@ -249,7 +252,12 @@ impl Image {
         Ok(Self {
             config,
             layers: layers.collect::<Result<_, _>>()?,
-            annotations: manifest.annotations.clone(),
+            annotations: manifest
+                .annotations
+                .iter()
+                .filter(|(key, _)| !key.starts_with(ANNOTATION_PREFIX))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
         })
     }
 

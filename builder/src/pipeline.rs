@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::containerfile::graph::{self, BuildGraph, PlanOptions, Platform};
 use crate::containerfile::parse;
 use crate::containerfile::{Containerfile, Place};
-use crate::contract::{BUILD_UID_ANNOTATION, BuildReport, Outcome, REPORT_VERSION};
+use crate::contract::{BUILD_UID_ANNOTATION, BuildReport, Outcome, REPORT_VERSION, TAG_ANNOTATION};
 use crate::image::Image;
 use crate::progress::{Event, Progress, millis};
 use crate::sandbox::{Entered, Storage};
@@ -263,6 +263,10 @@ async fn attempt(
         image
             .annotations
             .insert(BUILD_UID_ANNOTATION.to_owned(), uid.clone());
+        if let Some(tag) = spec.push.tag() {
+            let key = TAG_ANNOTATION.to_owned();
+            image.annotations.insert(key, tag.to_owned());
+        }
     }
     let assembled = image.assemble(&stages.created)?;
     sent_bytes += assembled.config_descriptor.size_bytes;

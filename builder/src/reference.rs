@@ -14,7 +14,7 @@ pub struct Repository {
 }
 
 /// A repository with a tag, a digest or both.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
     /// Where.
     pub repository: Repository,

@@ -20,7 +20,7 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use strata_builder::error::{Class, Classify as _, chain};
+use strata_builder::error::chain;
 use tracing::{debug, info};
 
 use self::image::{Doomed, Removal, remedy, remove, remove_note};
@@ -447,6 +447,7 @@ async fn delete_image(
         repository: &image.repository,
         digest,
         tag: tag.as_deref(),
+        push_secret,
         asking: Some(&root.uid),
     };
     match remove(context, &registry, &doomed).await {
@@ -473,21 +474,21 @@ async fn delete_image(
             info!(object = root.object(), %image, error = chain(&error), "the registry does not delete the image");
             let notice = Notice::new(Reason::ImageNotDeleted, told);
             context.recorder.publish(&root.reference(), &notice).await;
-            // the right may come back; a registry that doesn't delete stays so
-            if let Class::User(_) = error.class() {
-                let entry = Entry {
-                    image: image.to_string(),
-                    tag: tag.clone(),
-                    push_secret: push_secret.clone(),
-                    os_build: root.name.clone(),
-                    since: condition::whole_second(Timestamp::now()),
-                    keep: false,
-                    orphan_of: None,
-                };
-                return remember(context, root, &entry).await;
-            }
-            context.give_up(&image.to_string());
-            Ok(())
+            // a right may come back, a registry may be read-only for an hour
+            let now = condition::whole_second(Timestamp::now());
+            let entry = Entry {
+                image: image.to_string(),
+                tag: tag.clone(),
+                push_secret: push_secret.clone(),
+                os_build: root.name.clone(),
+                since: now,
+                keep: false,
+                orphan_of: None,
+                unseen_of: None,
+                content_key: None,
+                refused_since: Some(now),
+            };
+            remember(context, root, &entry).await
         }
         Err(error) => {
             context.metrics.image_deletion(Deletion::Failed);

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
-use strata_builder::error::chain;
+use strata_builder::error::{Class, chain};
+use strata_builder::reference::Reference;
 use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::backoff::Backoff;
 use crate::cache::Cache;
+use crate::error::class_of;
 use crate::events::Recorder;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -20,6 +23,9 @@ use crate::sweep::cluster_id;
 use crate::trial::Trials;
 use crate::turns::Turns;
 use crate::watches::Queues;
+
+/// Between two tries to tell the cluster.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Handles to everything outside, and the settings.
 pub struct Context {
@@ -40,6 +46,7 @@ pub struct Context {
     /// Images to delete later.
     pub ledger: Ledger,
     given_up: Mutex<BTreeSet<String>>,
+    missing: Mutex<BTreeSet<Reference>>,
     /// Which builds may begin.
     pub turns: Arc<Turns>,
     /// Told when an image may have become unneeded.
@@ -53,7 +60,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// With what the watches fill `cache` with. A cluster that can't be told is told in the log.
+    /// With what the watches fill `cache` with. It waits for an apiserver that doesn't answer; a cluster that can't be told is told in the log.
     pub async fn open(
         client: Client,
         settings: &Settings,
@@ -69,19 +76,11 @@ impl Context {
             hand_back: _,
             builds: _,
         } = settings;
-        let cluster = match cluster_id(&client).await {
-            Ok(cluster) => cluster,
-            Err(error) => {
-                warn!(
-                    error = chain(&error),
-                    "the namespace kube-system can't be read: images don't say which cluster they are of, and those without a build are not looked for"
-                );
-                None
-            }
-        };
+        let cluster = told_cluster(&client).await;
         Self {
             ledger: Ledger::new(client.clone(), namespace),
             given_up: Mutex::default(),
+            missing: Mutex::default(),
             recorder: Recorder::new(client.clone(), identity),
             turns: Arc::clone(&queues.turns),
             unneeded: Arc::clone(&queues.unneeded),
@@ -112,6 +111,20 @@ impl Context {
         given_up.contains(image)
     }
 
+    /// The images that a status names and that were last [looked for](crate::lost) in vain.
+    pub fn set_missing(&self, images: BTreeSet<Reference>) {
+        let missing = self.missing.lock();
+        *missing.unwrap_or_else(PoisonError::into_inner) = images;
+    }
+
+    /// Whether [`Self::set_missing`] was told so of `image`.
+    #[must_use]
+    pub fn is_missing(&self, image: &Reference) -> bool {
+        let missing = self.missing.lock();
+        let missing = missing.unwrap_or_else(PoisonError::into_inner);
+        missing.contains(image)
+    }
+
     /// The objects of a kind in the namespace that is ours.
     #[must_use]
     pub fn namespaced<K>(&self) -> Api<K>
@@ -119,5 +132,28 @@ impl Context {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+/// What images say that they are of. Whatever is built without it is never found again, so an apiserver is asked until it answers.
+async fn told_cluster(client: &Client) -> Option<String> {
+    loop {
+        match cluster_id(client).await {
+            Ok(cluster) => return cluster,
+            Err(error) if class_of(&error) == Class::Transient => {
+                warn!(
+                    error = chain(&error),
+                    "the namespace kube-system can't be read yet"
+                );
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            Err(error) => {
+                warn!(
+                    error = chain(&error),
+                    "the namespace kube-system can't be read: images don't say which cluster they are of, and those without a build are not looked for"
+                );
+                return None;
+            }
+        }
     }
 }

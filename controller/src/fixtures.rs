@@ -135,6 +135,9 @@ pub(crate) fn entry(image: &str) -> Entry {
         since: now(),
         keep: false,
         orphan_of: None,
+        unseen_of: None,
+        content_key: None,
+        refused_since: None,
     }
 }
 

@@ -100,7 +100,7 @@ pub async fn gc(
     };
     let found = inventory(&facts, now);
     if !is_dry_run {
-        collect(&context, let_go).await?;
+        collect(&context, now).await?;
     }
     text(&found, form)
 }
@@ -112,10 +112,11 @@ fn text(found: &Inventory, form: Form) -> Result<String, GcError> {
     })
 }
 
-/// Does what is due.
-async fn collect(context: &Context, let_go: Vec<(Target, String)>) -> Result<(), Error> {
+/// Does what is due, decided anew: reading all repositories may have taken long.
+async fn collect(context: &Context, now: Timestamp) -> Result<(), Error> {
     let builds: Api<MachineOSBuild> = Api::all(context.client.clone());
-    for (target, why) in let_go {
+    let users = context.users().await?;
+    for (target, why) in let_go(context, &users, now) {
         apply::delete(&builds, "delete-build", "MachineOSBuild", &target, None).await?;
         info!(
             os_build = target.name,

@@ -222,10 +222,17 @@ fn fate(
         Some(origin) if users.has_build(&origin.build_uid) => {
             (Fate::Stays, "its build has not ended".to_owned())
         }
-        Some(origin) if cluster.is_some_and(|cluster| origin.is_orphan(cluster, users)) => (
-            Fate::Waits,
-            "its build is gone: it goes a day after that was seen".to_owned(),
-        ),
+        Some(origin)
+            if cluster.is_some_and(|cluster| {
+                let mut tags = stored.tags.iter();
+                tags.any(|tag| origin.is_orphan(cluster, tag, users))
+            }) =>
+        {
+            (
+                Fate::Waits,
+                "its build is gone: it goes a day after that was seen".to_owned(),
+            )
+        }
         Some(_) => (
             Fate::NotOurs,
             "a build of another cluster, or one before images said so".to_owned(),
@@ -287,6 +294,9 @@ pub fn table(inventory: &Inventory) -> String {
         size(*total_bytes),
         size(*freed_bytes)
     ));
+    if going > 0 {
+        text.push_str("Layers come free when the registry's own garbage collection runs.\n");
+    }
     text
 }
 

@@ -3,10 +3,14 @@
 //! A build whose image is still in use goes at once when it is deleted; its image is entered here, in a ConfigMap,
 //! and deleted when the last use ends: also after a restart, also when the config is gone. An entry is a key of its
 //! own, so that two writers never lose each other's. [`drain`] deletes.
+//!
+//! Beside the entries it holds each manifest for the moments of its deletion ([`Removing`]): should the process end before it
+//! has seen that nobody took the image meanwhile, the next one looks, and puts the manifest back.
 
 pub mod drain;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -50,18 +54,84 @@ pub struct Entry {
     /// UID of the MachineOSBuild that was gone when the image was found: it is deleted only some time after it was entered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orphan_of: Option<String>,
+    /// UID of a MachineOSBuild that may have pushed without telling the digest: then `image` has only the tag, and what the
+    /// manifest under it says decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen_of: Option<String>,
+    /// What the image is made from, if that is known: a build that would make the same takes it instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_key: Option<String>,
+    /// Since when its registry refuses to delete it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_since: Option<Timestamp>,
 }
 
 impl Entry {
     /// A key that a ConfigMap allows, the same for the same image. What is to be kept has one of its own, so that no other build that had the
     /// image writes over it.
     pub(crate) fn key(&self) -> String {
-        let key = &hex::encode(Sha256::digest(&self.image))[..32];
+        let key = hash(&self.image);
         match self.keep {
             true => format!("keep-{key}"),
-            false => key.to_owned(),
+            false => key,
         }
     }
+}
+
+/// A manifest that is being deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Removing {
+    /// By digest.
+    pub image: String,
+    /// The tag that goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Name of the Secret with credentials for its registry.
+    pub push_secret: String,
+    /// Of the manifest.
+    pub media_type: String,
+    /// As served.
+    pub manifest: String,
+}
+
+/// Keys of what is being deleted start with it.
+const REMOVING: &str = "removing-";
+
+impl Removing {
+    fn key(&self) -> String {
+        format!("{REMOVING}{}", hash(&self.image))
+    }
+}
+
+/// As long as it lives, this process deletes that manifest; whoever finds the note without it finishes what was cut off.
+#[derive(Debug, Default)]
+pub struct AtWork {
+    key: String,
+    all: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl AtWork {
+    fn begin(all: &Arc<Mutex<BTreeSet<String>>>, key: String) -> Self {
+        let mut keys = all.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.insert(key.clone());
+        drop(keys);
+        Self {
+            key,
+            all: Arc::clone(all),
+        }
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let mut keys = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.remove(&self.key);
+    }
+}
+
+fn hash(image: &str) -> String {
+    hex::encode(Sha256::digest(image))[..32].to_owned()
 }
 
 /// The ledger can't be kept.
@@ -126,13 +196,19 @@ fn has_room(there: &BTreeMap<String, String>, more_bytes: usize, is_to_be_kept: 
 
 /// The ledger of a namespace.
 #[derive(Clone)]
-pub struct Ledger(Api<ConfigMap>);
+pub struct Ledger {
+    api: Api<ConfigMap>,
+    at_work: Arc<Mutex<BTreeSet<String>>>,
+}
 
 impl Ledger {
     /// Of `namespace`.
     #[must_use]
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self(Api::namespaced(client, namespace))
+        Self {
+            api: Api::namespaced(client, namespace),
+            at_work: Arc::default(),
+        }
     }
 
     /// Enters an image; one that is there already stays as it is.
@@ -141,31 +217,71 @@ impl Ledger {
     ///
     /// Of the apiserver. User: there is no room.
     pub async fn remember(&self, entry: &Entry) -> Result<(), LedgerError> {
-        let value = serde_json::to_string(entry).map_err(|source| LedgerError::Json {
-            image: entry.image.clone(),
-            source,
-        })?;
         let there = self.data().await?;
         if there.contains_key(&entry.key()) {
             return Ok(());
         }
+        let value = encode(entry, &entry.image)?;
         if !has_room(&there, entry.key().len() + value.len(), entry.keep) {
             return Err(LedgerError::Full {
                 image: entry.image.clone(),
             });
         }
-        let added = json!({"data": {entry.key(): value}});
-        match self.patch(&added).await {
+        self.set(entry.key(), value).await
+    }
+
+    /// Writes anew what is there.
+    ///
+    /// # Errors
+    ///
+    /// Of the apiserver.
+    pub async fn change(&self, entry: &Entry) -> Result<(), LedgerError> {
+        let value = encode(entry, &entry.image)?;
+        self.set(entry.key(), value).await
+    }
+
+    /// Notes that a manifest is about to be deleted. A ledger without room doesn't keep it from being so.
+    ///
+    /// # Errors
+    ///
+    /// Of the apiserver.
+    pub async fn begin(&self, removing: &Removing) -> Result<AtWork, LedgerError> {
+        let key = removing.key();
+        let at_work = AtWork::begin(&self.at_work, key.clone());
+        let value = encode(removing, &removing.image)?;
+        let there = self.data().await?;
+        if has_room(&there, key.len() + value.len(), true) {
+            self.set(key, value).await?;
+        } else {
+            warn!(
+                image = removing.image,
+                "ConfigMap {LEDGER_NAME} is full, so the manifest is not kept there while it is deleted"
+            );
+        }
+        Ok(at_work)
+    }
+
+    /// Takes the note out.
+    ///
+    /// # Errors
+    ///
+    /// Of the apiserver.
+    pub async fn end(&self, removing: &Removing) -> Result<(), LedgerError> {
+        self.patch(&json!({"data": {removing.key(): null}})).await
+    }
+
+    async fn set(&self, key: String, value: String) -> Result<(), LedgerError> {
+        match self.patch(&json!({"data": {&key: &value}})).await {
             Err(LedgerError::Kube { source, .. }) if code(&source) == Some(404) => {
                 let ledger = ConfigMap {
                     metadata: ObjectMeta {
                         name: Some(LEDGER_NAME.to_owned()),
                         ..ObjectMeta::default()
                     },
-                    data: Some(BTreeMap::from([(entry.key(), value)])),
+                    data: Some(BTreeMap::from([(key, value)])),
                     ..ConfigMap::default()
                 };
-                let made = self.0.create(&PostParams::default(), &ledger).await;
+                let made = self.api.create(&PostParams::default(), &ledger).await;
                 made.map(|_| ()).map_err(|source| LedgerError::Kube {
                     operation: "create",
                     source,
@@ -185,7 +301,7 @@ impl Ledger {
     }
 
     async fn data(&self) -> Result<BTreeMap<String, String>, LedgerError> {
-        let ledger = self.0.get_opt(LEDGER_NAME).await;
+        let ledger = self.api.get_opt(LEDGER_NAME).await;
         let ledger = ledger.map_err(|source| LedgerError::Kube {
             operation: "read",
             source,
@@ -198,7 +314,7 @@ impl Ledger {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        self.0
+        self.api
             .patch(LEDGER_NAME, &parameters, &Patch::Merge(change))
             .await
             .map(|_| ())
@@ -214,17 +330,53 @@ impl Ledger {
     ///
     /// Of the apiserver.
     pub async fn entries(&self) -> Result<Vec<Entry>, LedgerError> {
+        Ok(self.contents().await?.entries)
+    }
+
+    /// All that is in it; what can't be read is left where it is and told.
+    ///
+    /// # Errors
+    ///
+    /// Of the apiserver.
+    pub async fn contents(&self) -> Result<Contents, LedgerError> {
         let data = self.data().await?;
-        Ok(data
-            .iter()
-            .filter_map(|(key, value)| match serde_json::from_str(value) {
-                Ok(entry) => Some(entry),
-                Err(error) => {
-                    warn!(ledger = LEDGER_NAME, key, %error, "unreadable entry of the ledger");
-                    None
-                }
-            })
-            .collect())
+        let at_work = self.at_work.lock();
+        let at_work = at_work.unwrap_or_else(PoisonError::into_inner).clone();
+        let mut contents = Contents::default();
+        for (key, value) in &data {
+            if !key.starts_with(REMOVING) {
+                contents.entries.extend(decode::<Entry>(key, value));
+            } else if !at_work.contains(key) {
+                contents.cut_off.extend(decode::<Removing>(key, value));
+            }
+        }
+        Ok(contents)
+    }
+}
+
+/// What is in a ledger.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Images to delete, and to keep.
+    pub entries: Vec<Entry>,
+    /// Manifests whose deletion was cut off.
+    pub cut_off: Vec<Removing>,
+}
+
+fn encode(value: &impl Serialize, image: &str) -> Result<String, LedgerError> {
+    serde_json::to_string(value).map_err(|source| LedgerError::Json {
+        image: image.to_owned(),
+        source,
+    })
+}
+
+fn decode<T: serde::de::DeserializeOwned>(key: &str, value: &str) -> Option<T> {
+    match serde_json::from_str(value) {
+        Ok(found) => Some(found),
+        Err(error) => {
+            warn!(ledger = LEDGER_NAME, key, %error, "unreadable entry of the ledger");
+            None
+        }
     }
 }
 

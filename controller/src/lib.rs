@@ -44,6 +44,7 @@ pub mod lease;
 pub mod ledger;
 pub mod leftovers;
 pub mod live;
+pub mod lost;
 pub mod metrics;
 pub mod os_build;
 pub mod os_config;

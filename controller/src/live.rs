@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Secret};
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use strata_builder::error::chain;
 use strata_builder::reference::Reference;
 
@@ -20,14 +21,16 @@ use crate::api::{
 };
 use crate::cache::Cache;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, code};
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
+use crate::ledger::{AtWork, Entry, Removing};
 use crate::registries::{Answer, in_use, read_controller_config};
 use crate::settings::BuildSettings;
 use crate::turns::Turns;
 use crate::usage::{Use, Users};
 use crate::wanted::Wanted;
+use crate::watches::keep_outcome;
 
 /// What deleting an image needs; every error is the apiserver's.
 pub trait Needs: Sync {
@@ -36,6 +39,12 @@ pub trait Needs: Sync {
 
     /// All that can name an image.
     fn users(&self) -> impl Read<Users>;
+
+    /// Notes that a manifest is about to be deleted, so that it can be put back if this process ends before it has seen that nobody took it.
+    fn begin_removal(&self, removing: &Removing) -> impl Read<AtWork>;
+
+    /// Takes the note away.
+    fn end_removal(&self, removing: &Removing) -> impl Read<()>;
 }
 
 /// What observing needs. Absence is a value; every error is the apiserver's.
@@ -95,6 +104,13 @@ pub trait Live: Needs {
     /// The shape of pods of builds with these settings, or why the cluster takes none.
     fn pod_shape(&self, settings: &JobSettings) -> impl Read<Result<PodShape, String>>;
 
+    /// Whether the apiserver would take `image` for the status of `os_build`, or why not; nothing is written.
+    fn takes_image(
+        &self,
+        os_build: &MachineOSBuild,
+        image: &Reference,
+    ) -> impl Read<Result<(), String>>;
+
     /// The MachineConfig of this name, whole.
     fn machine_config(&self, name: &str) -> impl Read<Option<MachineConfig>>;
 
@@ -110,6 +126,9 @@ pub trait Live: Needs {
     /// Which of the optional objects of builds for this pool exist.
     fn optional_mounts(&self, pool: &str) -> impl Read<OptionalMounts>;
 
+    /// What the ledger has.
+    fn entries(&self) -> impl Read<Vec<Entry>>;
+
     /// Who needs `image`, asked with the Secret `push_secret`; what is being deleted needs nothing, nor does the build with the UID `asking`.
     fn used(
         &self,
@@ -117,6 +136,9 @@ pub trait Live: Needs {
         push_secret: &str,
         asking: Option<&str>,
     ) -> impl Read<Option<Use>>;
+
+    /// Whether `image`, which a status names, was looked for in vain.
+    fn is_missing(&self, image: &Reference) -> bool;
 
     /// What the registry says of `image`, asked with the Secret `push_secret`; with `manifest` its build's UID too.
     fn look(
@@ -140,9 +162,14 @@ impl Needs for Context {
     async fn users(&self) -> Result<Users, Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         // in the order in which an image is handed on: so none is missed that changes hands meanwhile
-        let os_builds = all(&Api::all(self.client.clone()), "MachineOSBuilds").await?;
+        let os_builds = all(
+            &Api::all(self.client.clone()),
+            "MachineOSBuilds",
+            keep_outcome,
+        )
+        .await?;
         let entries = self.ledger.entries().await?;
-        let os_configs = all(&Api::all(self.client.clone()), "MachineOSConfigs").await?;
+        let os_configs = all(&Api::all(self.client.clone()), "MachineOSConfigs", |_| {}).await?;
         let machine_configs = machine_configs(self).await?;
         let nodes = nodes.list_metadata(&ListParams::default()).await;
         let nodes = nodes.map_err(failed(|| "Nodes".to_owned()))?.items;
@@ -153,6 +180,14 @@ impl Needs for Context {
             machine_configs,
             entries,
         })
+    }
+
+    async fn begin_removal(&self, removing: &Removing) -> Result<AtWork, Error> {
+        Ok(self.ledger.begin(removing).await?)
+    }
+
+    async fn end_removal(&self, removing: &Removing) -> Result<(), Error> {
+        Ok(self.ledger.end(removing).await?)
     }
 }
 
@@ -210,6 +245,28 @@ impl Live for Context {
         self.trials.shape(&self.client, settings).await
     }
 
+    async fn takes_image(
+        &self,
+        os_build: &MachineOSBuild,
+        image: &Reference,
+    ) -> Result<Result<(), String>, Error> {
+        let api: Api<MachineOSBuild> = Api::all(self.client.clone());
+        let parameters = PatchParams {
+            dry_run: true,
+            ..PatchParams::default()
+        };
+        let name = os_build.name_any();
+        let change = json!({"status": {"digestedImagePushSpec": image.to_string()}});
+        match api
+            .patch_status(&name, &parameters, &Patch::Merge(change))
+            .await
+        {
+            Ok(_) => Ok(Ok(())),
+            Err(error) if code(&error) == Some(422) => Ok(Err(chain(&error))),
+            Err(source) => Err(failed(|| format!("MachineOSBuild {name}"))(source)),
+        }
+    }
+
     async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {
         get(&Api::all(self.client.clone()), "MachineConfig", name).await
     }
@@ -246,6 +303,10 @@ impl Live for Context {
         })
     }
 
+    async fn entries(&self) -> Result<Vec<Entry>, Error> {
+        Ok(self.ledger.entries().await?)
+    }
+
     async fn used(
         &self,
         image: &Reference,
@@ -263,6 +324,10 @@ impl Live for Context {
                 users.of(digest, asking).or_else(unknown)
             }
         })
+    }
+
+    fn is_missing(&self, image: &Reference) -> bool {
+        self.is_missing(image)
     }
 
     async fn look(&self, image: &Reference, push_secret: &str, manifest: bool) -> Answer {
@@ -317,8 +382,8 @@ where
 /// Objects that one answer of the apiserver holds: so that neither it nor this process has thousands in hand as text.
 const PAGE: u32 = 500;
 
-/// All objects of a kind, in pages of one state of the cluster.
-async fn all<K>(api: &Api<K>, kinds: &'static str) -> Result<Vec<Arc<K>>, Error>
+/// All objects of a kind, each trimmed, in pages of one state of the cluster.
+async fn all<K>(api: &Api<K>, kinds: &'static str, trim: fn(&mut K)) -> Result<Vec<Arc<K>>, Error>
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
 {
@@ -328,6 +393,7 @@ where
         let listed = api.list(&page).await.map_err(failed(|| kinds.to_owned()))?;
         found.extend(listed.items.into_iter().map(|mut object| {
             object.managed_fields_mut().clear();
+            trim(&mut object);
             Arc::new(object)
         }));
         match listed.metadata.continue_.filter(|token| !token.is_empty()) {

@@ -1,4 +1,4 @@
-//! Which images of earlier builds are what a build would make?
+//! Which images of earlier builds, and be these gone, are what a build would make?
 //!
 //! Pure. A build's content is told by its [content key](crate::inputs::ContentKey), which it carries as an annotation. One
 //! without, the incumbent's, is asked in another way: its name is a hash over spec, pool and rendered MachineConfig, so if
@@ -11,8 +11,9 @@ use kube::ResourceExt as _;
 use strata_builder::reference::Reference;
 
 use crate::api::foreign::PoolConfiguration;
-use crate::api::{MachineConfig, MachineOSBuild, annotation, label};
+use crate::api::{MachineConfig, MachineOSBuild, MachineOSConfig, annotation, label};
 use crate::inputs::{BuildInputs, ContentKey, Sources};
+use crate::ledger::Entry;
 use crate::os_config::controls;
 use crate::phase::Phase;
 
@@ -58,6 +59,42 @@ pub fn candidates(
         }
     }
     once
+}
+
+/// The images of builds that are gone: that of an earlier build of this name, if the config's status still names it, and those in the
+/// ledger with the content `key`. They are of this config's repository, as that is part of name and key.
+#[must_use]
+pub fn remembered(
+    os_build: &MachineOSBuild,
+    os_config: &MachineOSConfig,
+    key: &ContentKey,
+    entries: &[Entry],
+) -> Vec<Candidate> {
+    let status = os_config.status.as_ref();
+    let told = status.and_then(|status| {
+        let name = &status.machine_os_build.as_ref()?.name;
+        let image: Reference = status.current_image_pull_spec.as_ref()?.parse().ok()?;
+        let text = image.to_string();
+        let asked = os_config.annotations().get(annotation::PRE_BUILT_IMAGE);
+        let mut said = status.conditions.iter().flatten();
+        let is_seeded = asked.is_some_and(|asked| *asked == text)
+            || said.any(|one| one.type_ == "Seeded" && one.message.contains(&text));
+        (*name == os_build.name_any() && image.digest.is_some()).then(|| Candidate {
+            os_build: name.clone(),
+            image,
+            is_pre_built: is_seeded,
+        })
+    });
+    let of_ledger = entries.iter().filter_map(|entry| {
+        let image: Reference = entry.image.parse().ok()?;
+        let is_same = entry.content_key.as_deref() == Some(key.as_str());
+        (is_same && image.digest.is_some()).then(|| Candidate {
+            os_build: entry.os_build.clone(),
+            image,
+            is_pre_built: false,
+        })
+    });
+    told.into_iter().chain(of_ledger).collect()
 }
 
 fn candidate(os_build: &MachineOSBuild) -> Option<Candidate> {

@@ -39,7 +39,7 @@ use crate::phase::Phase;
 use crate::settings::current::{self, CurrentError};
 use crate::settings::{BuildArgs, Current, Settings};
 use crate::watches::{self, Queues, Requests};
-use crate::{hand_back, leftovers, os_build, os_config, pool, sweep};
+use crate::{hand_back, leftovers, lost, os_build, os_config, pool, sweep};
 
 /// Passes at the same time, per kind: enough that some that wait for a registry hold nobody else up.
 const CONCURRENCY: u16 = 32;
@@ -257,6 +257,7 @@ async fn work(
             drain(&context, shutdown),
             remove_leftovers(&context, shutdown),
             sweep_repositories(&context, shutdown),
+            look_for_lost(&context, &queues, shutdown),
             try_pods(&context),
             count_builds(&context, shutdown),
             follow_settings(&context, &given, &queues, shutdown),
@@ -409,6 +410,25 @@ async fn sweep_repositories(context: &Context, shutdown: &CancellationToken) {
         }
         tokio::select! {
             () = tokio::time::sleep(SWEEP_ROUND) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Looks at the start and then again and again for images that have gone from their registry.
+async fn look_for_lost(context: &Context, queues: &Queues, shutdown: &CancellationToken) {
+    loop {
+        let missing = tokio::select! {
+            missing = lost::look(context) => missing,
+            () = shutdown.cancelled() => return,
+        };
+        let os_configs: Vec<String> = missing.values().cloned().collect();
+        context.set_missing(missing.into_keys().collect());
+        for os_config in os_configs {
+            queues.os_config(&os_config);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(lost::ROUND) => {}
             () = shutdown.cancelled() => return,
         }
     }

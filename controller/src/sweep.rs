@@ -7,7 +7,7 @@
 //!
 //! A manifest without our annotations, or with another cluster's, is left alone. Registries list only what has a tag.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -15,10 +15,10 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt as _};
 use serde::Deserialize;
 use strata_builder::contract::{
-    BUILD_UID_ANNOTATION, CLUSTER_ANNOTATION, STEPS_OF_ANNOTATION, steps_tag,
+    BUILD_UID_ANNOTATION, CLUSTER_ANNOTATION, STEPS_OF_ANNOTATION, TAG_ANNOTATION, steps_tag,
 };
 use strata_builder::digest::Digest;
-use strata_builder::error::chain;
+use strata_builder::error::{Class, Classify as _, chain};
 use strata_builder::reference::{Reference, Repository};
 use strata_builder::registry::{Registry, RegistryError};
 use tracing::{info, warn};
@@ -28,6 +28,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::ledger::{Entry, LedgerError};
 use crate::live::Needs as _;
+use crate::phase::Phase;
 use crate::usage::Users;
 
 /// An apiserver that is restored from a backup may bring builds back.
@@ -41,8 +42,10 @@ const AT_ONCE: usize = 8;
 pub struct Origin {
     /// UID of the MachineOSBuild.
     pub build_uid: String,
-    /// Whose cluster that is; images of earlier versions don't say.
+    /// Whose cluster that is, if that was known.
     pub cluster: Option<String>,
+    /// The tag that it was pushed under.
+    pub tag: Option<String>,
 }
 
 impl Origin {
@@ -60,13 +63,17 @@ impl Origin {
         Some(Self {
             build_uid: of_image.or_else(|| annotations.remove(STEPS_OF_ANNOTATION))?,
             cluster: annotations.remove(CLUSTER_ANNOTATION),
+            tag: annotations.remove(TAG_ANNOTATION),
         })
     }
 
-    /// Whether its build was one of `cluster` and is gone.
+    /// Whether what is found under `tag` was pushed there for a build of `cluster` that is gone. Other builders hand annotations of an image on to
+    /// those made from it, under another tag.
     #[must_use]
-    pub fn is_orphan(&self, cluster: &str, users: &Users) -> bool {
-        self.cluster.as_deref() == Some(cluster) && !users.has_build(&self.build_uid)
+    pub fn is_orphan(&self, cluster: &str, tag: &str, users: &Users) -> bool {
+        self.cluster.as_deref() == Some(cluster)
+            && self.tag.as_deref() == Some(tag)
+            && !users.has_build(&self.build_uid)
     }
 }
 
@@ -127,7 +134,8 @@ pub struct Tagged {
     pub manifest: Vec<u8>,
 }
 
-/// The manifests of those tags that `is_asked`, in the registry's order; one that goes meanwhile is left out.
+/// The manifests of those tags that `is_asked`, in the registry's order; one that goes meanwhile, or that the registry has but doesn't give, is
+/// left out.
 ///
 /// # Errors
 ///
@@ -142,12 +150,22 @@ pub async fn tagged(
     let mut manifests = stream::iter(asked)
         .map(|tag| async {
             let found = registry.stored_manifest(&repository.tagged(&tag)).await;
-            found.map(|found| (tag, found))
+            match found {
+                Ok(found) => Ok((tag, found)),
+                Err(error) => Err((tag, error)),
+            }
         })
         .buffered(AT_ONCE);
     let mut found = Vec::new();
     while let Some(one) = manifests.next().await {
-        let (tag, manifest) = one?;
+        let (tag, manifest) = match one {
+            Ok(one) => one,
+            Err((_, error)) if error.class() == Class::Transient => return Err(error),
+            Err((tag, error)) => {
+                warn!(%repository, tag, error = chain(&error), "a tag's manifest can't be read, so it is left alone");
+                continue;
+            }
+        };
         found.extend(manifest.map(|manifest| Tagged {
             tag,
             digest: manifest.digest,
@@ -176,6 +194,9 @@ pub fn entry(
         since: crate::api::condition::whole_second(now),
         keep: false,
         orphan_of: Some(origin.build_uid.clone()),
+        unseen_of: None,
+        content_key: None,
+        refused_since: None,
     }
 }
 
@@ -194,8 +215,10 @@ pub async fn sweep(context: &Context) -> Result<usize, Error> {
         os_configs.iter().map(AsRef::as_ref),
         os_builds.iter().map(AsRef::as_ref),
     );
-    let known: std::collections::BTreeSet<&str> = os_builds
+    // what a build has told of, it has under its tag; one that hasn't may not have pushed what is there
+    let known: BTreeSet<&str> = os_builds
         .iter()
+        .filter(|one| Phase::of_build(one) == Phase::Succeeded)
         .map(|one| one.spec.rendered_image_push_spec.as_str())
         .collect();
     let mut found = Vec::new();
@@ -226,7 +249,10 @@ pub async fn sweep(context: &Context) -> Result<usize, Error> {
         };
         let entry = entry(repository, &one, &origin, push_secret, Timestamp::now());
         let is_entered = users.entries.iter().any(|known| known.image == entry.image);
-        if !origin.is_orphan(cluster, &users) || is_entered || context.is_given_up(&entry.image) {
+        if !origin.is_orphan(cluster, &one.tag, &users)
+            || is_entered
+            || context.is_given_up(&entry.image)
+        {
             continue;
         }
         info!(
@@ -261,33 +287,41 @@ mod tests {
             os_builds: vec![fixtures::os_build().into()],
             ..Users::default()
         };
+        let of = "strata.image-mode.dev";
+        let here = format!(r#""{of}/cluster": "ours", "{of}/tag": "worker-0""#);
         for (annotations, is_orphan) in [
             (
-                r#"{"strata.image-mode.dev/build-uid": "gone", "strata.image-mode.dev/cluster": "ours"}"#,
+                format!(r#"{{"{of}/build-uid": "gone", {here}}}"#),
                 Some(true),
             ),
             (
-                r#"{"strata.image-mode.dev/steps-of": "gone", "strata.image-mode.dev/cluster": "ours"}"#,
+                format!(r#"{{"{of}/steps-of": "gone", {here}}}"#),
                 Some(true),
             ),
             (
-                r#"{"strata.image-mode.dev/build-uid": "build-uid", "strata.image-mode.dev/cluster": "ours"}"#,
+                format!(r#"{{"{of}/build-uid": "build-uid", {here}}}"#),
                 Some(false),
             ),
             (
-                r#"{"strata.image-mode.dev/build-uid": "gone", "strata.image-mode.dev/cluster": "theirs"}"#,
+                format!(
+                    r#"{{"{of}/build-uid": "gone", "{of}/cluster": "theirs", "{of}/tag": "worker-0"}}"#
+                ),
                 Some(false),
             ),
+            // made from an image of ours by another builder
             (
-                r#"{"strata.image-mode.dev/build-uid": "gone"}"#,
+                format!(
+                    r#"{{"{of}/build-uid": "gone", "{of}/cluster": "ours", "{of}/tag": "worker-1"}}"#
+                ),
                 Some(false),
             ),
-            (r#"{"strata.image-mode.dev/cluster": "ours"}"#, None),
-            ("{}", None),
+            (format!(r#"{{"{of}/build-uid": "gone"}}"#), Some(false)),
+            (format!("{{{here}}}"), None),
+            ("{}".to_owned(), None),
         ] {
             let manifest = format!(r#"{{"schemaVersion": 2, "annotations": {annotations}}}"#);
             let origin = Origin::of(manifest.as_bytes());
-            let found = origin.map(|origin| origin.is_orphan("ours", &users));
+            let found = origin.map(|origin| origin.is_orphan("ours", "worker-0", &users));
             assert_eq!(found, is_orphan, "{annotations}");
         }
         assert_eq!(Origin::of(b"no manifest"), None);

@@ -162,16 +162,20 @@ impl Users {
         builds.any(|build| build.metadata.uid.as_deref() == Some(uid))
     }
 
-    /// What of `repository` is named and may be an index, each once: all images but those that builds here have pushed.
+    /// What of `repository` is named and may be an index, each once: all images but those that builds here have pushed. Named by another
+    /// host counts too: a registry has more than one name.
     #[must_use]
     pub fn possible_indexes(&self, repository: &Repository) -> Vec<Reference> {
-        let on_nodes = self.nodes.iter().flat_map(|node| node.annotations());
-        let on_nodes = on_nodes.filter(|(key, _)| {
-            let keys = [
-                annotation::NODE_CURRENT_IMAGE,
-                annotation::NODE_DESIRED_IMAGE,
-            ];
-            keys.contains(&key.as_str())
+        let on_nodes = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.annotations().values());
+        let on_nodes = on_nodes.flat_map(|value| images_in(value));
+        let of_builds = self.os_builds.iter().flat_map(|build| {
+            let annotated = |key| build.annotations().get(key).map(String::as_str);
+            let seed = annotated(annotation::PRE_BUILT_IMAGE);
+            let named = image_of(build).filter(|_| crate::reuse::is_pre_built(build));
+            seed.into_iter().chain(named)
         });
         let of_configs = self.os_configs.iter().flat_map(|config| {
             let status = config.status.as_ref();
@@ -188,7 +192,7 @@ impl Users {
                 .into_iter()
                 .filter_map(|image| image.as_deref())
         });
-        let named = on_nodes.map(|(_, value)| value.as_str());
+        let named = on_nodes.chain(of_builds);
         let named = named.chain(of_configs).chain(of_machine_configs);
         let mut found: Vec<Reference> = Vec::new();
         for image in named.filter_map(|image| image.parse::<Reference>().ok()) {
@@ -199,15 +203,26 @@ impl Users {
                         && image_of(build).is_some_and(|image| has_digest(image, digest))
                 })
             };
-            if image.repository == *repository
-                && !image.digest.is_some_and(is_built)
-                && !found.contains(&image)
-            {
+            let image = match image.repository.path() == repository.path() {
+                true => Reference {
+                    repository: repository.clone(),
+                    ..image
+                },
+                false => continue,
+            };
+            if !image.digest.is_some_and(is_built) && !found.contains(&image) {
                 found.push(image);
             }
         }
         found
     }
+}
+
+/// What in an annotation's value may name an image: all of it, and each word in it that has a digest.
+fn images_in(value: &str) -> impl Iterator<Item = &str> {
+    let words = value.split(|c: char| c.is_whitespace() || "\"',;()[]{}<>".contains(c));
+    let with_digest = words.filter(|word| word.contains("@sha256:"));
+    with_digest.chain((!value.contains('@')).then_some(value))
 }
 
 /// Whether an administrator wants the image of `os_build` to stay.

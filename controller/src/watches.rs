@@ -30,6 +30,7 @@ use crate::cache::{
     Cache, Keeper, Kept, Meta, build_groups, by_pool, by_secret, config_groups, kept, owned_groups,
     pool_groups, ungrouped,
 };
+use crate::phase::Phase;
 use crate::settings::current::SETTINGS_NAME;
 use crate::turns::Turns;
 
@@ -224,7 +225,7 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
     let to = each();
     watching.everywhere(config_keeper, keep_all, move |it| to.os_config(it));
     let to = each();
-    watching.everywhere(build_keeper, keep_all, move |it| to.os_build(it));
+    watching.everywhere(build_keeper, keep_outcome, move |it| to.os_build(it));
     let to = each();
     watching.everywhere(pool_keeper, keep_all, move |it| to.pool(it));
     let to = each();
@@ -374,6 +375,26 @@ async fn watch<K>(
 }
 
 fn keep_all<K>(_: &mut K) {}
+
+/// What is asked of a build that has ended: there may be tens of thousands. Of one that hasn't all is kept.
+pub(crate) fn keep_outcome(os_build: &mut MachineOSBuild) {
+    if !Phase::of_build(os_build).is_terminal() {
+        return;
+    }
+    let labels = os_build.metadata.labels.take().unwrap_or_default();
+    let mut labels = labels.into_iter();
+    let pre_built = labels.find(|(key, _)| key == label::PRE_BUILT_IMAGE);
+    os_build.metadata.labels = pre_built.map(|one| BTreeMap::from([one]));
+    let Some(status) = &mut os_build.status else {
+        return;
+    };
+    status.builder = None;
+    status.related_objects = None;
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(|one| one.status == "True");
+        conditions.shrink_to_fit();
+    }
+}
 
 /// What names a build; files and units are read when one starts.
 fn keep_names(machine_config: &mut MachineConfig) {

@@ -13,6 +13,7 @@ mod server;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Node;
@@ -23,21 +24,30 @@ use server::{Program, RegistryServer};
 use strata_builder::digest::Digest;
 use strata_builder::reference::{Reference, Repository};
 use strata_builder::registry::{Options, Registry};
-use strata_controller::apply::image::{Doomed, Removal, remove};
+use strata_controller::apply::image::{Doomed, Removal, remove, restore};
 use strata_controller::error::Error;
+use strata_controller::ledger::{AtWork, Removing};
 use strata_controller::live::Needs;
 use strata_controller::usage::{Use, Users};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// What each look at the cluster finds, the first one first; the last again and again.
-struct Looks(Mutex<Vec<Users>>);
+/// What each look at the cluster finds, the first one first; the last again and again, or never.
+struct Looks {
+    left: Mutex<Vec<Users>>,
+    is_endless: bool,
+    noted: Mutex<Vec<Removing>>,
+}
 
 impl Looks {
     fn new(mut looks: Vec<Users>) -> Self {
         looks.reverse();
-        Self(Mutex::new(looks))
+        Self {
+            left: Mutex::new(looks),
+            is_endless: true,
+            noted: Mutex::default(),
+        }
     }
 }
 
@@ -47,11 +57,27 @@ impl Needs for Looks {
     }
 
     async fn users(&self) -> Result<Users, Error> {
-        let mut looks = self.0.lock().unwrap();
-        match looks.len() {
-            1 => Ok(looks[0].clone()),
-            _ => Ok(looks.pop().unwrap()),
+        let found = {
+            let mut looks = self.left.lock().unwrap();
+            match looks.len() {
+                1 if self.is_endless => Some(looks[0].clone()),
+                _ => looks.pop(),
+            }
+        };
+        match found {
+            Some(found) => Ok(found),
+            None => std::future::pending().await,
         }
+    }
+
+    async fn begin_removal(&self, removing: &Removing) -> Result<AtWork, Error> {
+        self.noted.lock().unwrap().push(removing.clone());
+        Ok(AtWork::default())
+    }
+
+    async fn end_removal(&self, removing: &Removing) -> Result<(), Error> {
+        self.noted.lock().unwrap().retain(|one| one != removing);
+        Ok(())
     }
 }
 
@@ -129,10 +155,13 @@ impl Place {
             repository: &self.at,
             digest,
             tag: Some(tag),
+            push_secret: "push",
             asking: Some("uid"),
         };
         let looks = Looks::new(looks);
-        remove(&looks, &self.registry, &doomed).await.unwrap()
+        let done = remove(&looks, &self.registry, &doomed).await.unwrap();
+        assert!(looks.noted.lock().unwrap().is_empty());
+        done
     }
 
     async fn has(&self, digest: Digest) -> bool {
@@ -247,6 +276,58 @@ fn an_image_that_is_taken_meanwhile_is_put_back_with_its_tag(program: Program) {
     });
 }
 
+fn a_deletion_that_was_cut_off_is_finished_by_the_next_process(program: Program) {
+    if !program.is_there("a_deletion_that_was_cut_off_is_finished_by_the_next_process") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(program, folder.path());
+    block_on(async {
+        for (tag, layer, is_taken) in [("v1", 1, true), ("v2", 2, false)] {
+            let image = place.push(tag, &[layer], json!({})).await;
+            let before = place.server.manifest("org/os", tag).unwrap();
+            let looks = Looks {
+                is_endless: false,
+                ..Looks::new(vec![Users::default()])
+            };
+            let doomed = Doomed {
+                repository: &place.at,
+                digest: image,
+                tag: Some(tag),
+                push_secret: "push",
+                asking: Some("uid"),
+            };
+            let removal = remove(&looks, &place.registry, &doomed);
+            let gone = async {
+                while place.has(image).await {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! {
+                done = removal => panic!("{done:?} without a second look"),
+                () = gone => {}
+            }
+            let noted = looks.noted.into_inner().unwrap();
+            let [removing] = noted.as_slice() else {
+                panic!("{noted:?}");
+            };
+            assert_eq!(
+                (removing.push_secret.as_str(), removing.tag.as_deref()),
+                ("push", Some(tag))
+            );
+            let users = match is_taken {
+                true => node(&place.at.digested(image).to_string()),
+                false => Users::default(),
+            };
+            let looks = Looks::new(vec![users]);
+            restore(&looks, &place.registry, removing).await.unwrap();
+            assert_eq!(place.has(image).await, is_taken);
+            let after = place.server.manifest("org/os", tag);
+            assert_eq!(after.is_some_and(|after| after == before), is_taken);
+        }
+    });
+}
+
 fn what_is_freed_leaves_the_disk_with_the_registrys_garbage_collection(program: Program) {
     if !program.is_there("what_is_freed_leaves_the_disk_with_the_registrys_garbage_collection") {
         return;
@@ -292,5 +373,6 @@ fn bytes_of(folder: &Path) -> u64 {
 with_both_registries! {
     with_an_image_goes_what_belongs_to_it_and_nothing_else
     an_image_that_is_taken_meanwhile_is_put_back_with_its_tag
+    a_deletion_that_was_cut_off_is_finished_by_the_next_process
     what_is_freed_leaves_the_disk_with_the_registrys_garbage_collection
 }

@@ -1,9 +1,11 @@
 //! Waiting for a condition with a deadline.
 
 use std::future::Future;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use tokio::process::Command;
 
 /// Long enough for a build on a machine that does much else at the same time.
 pub const BUILD: Duration = Duration::from_secs(300);
@@ -29,9 +31,24 @@ where
             return Ok(found);
         }
         if start.elapsed() > limit {
+            tell_state().await;
             bail!("waited {} s in vain for {what}", limit.as_secs());
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Prints what the cluster does, the first time that a program waits in vain: that tells more than what didn't come.
+async fn tell_state() {
+    static TOLD: Once = Once::new();
+    if TOLD.is_completed() {
+        return;
+    }
+    TOLD.call_once(|| {});
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/state.sh");
+    match Command::new(script).output().await {
+        Ok(told) => eprintln!("{}", String::from_utf8_lossy(&told.stdout)),
+        Err(error) => eprintln!("{script}: {error}"),
     }
 }
 

@@ -26,7 +26,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use super::bases::Outside;
 use super::todo::Position;
 use super::{BuildError, BuildSpec, LayerPer};
-use crate::contract::{STEPS_OF_ANNOTATION, steps_tag};
+use crate::contract::{STEPS_OF_ANNOTATION, TAG_ANNOTATION, steps_tag};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify as _, chain};
 use crate::image::{Descriptor, Image, MANIFEST_MEDIA_TYPE};
@@ -157,6 +157,7 @@ impl Note {
         image.annotations = [
             (STEPS_OF_ANNOTATION, self.build_uid.clone()),
             (INPUTS_ANNOTATION, inputs.to_string()),
+            (TAG_ANNOTATION, self.at.tag.clone().unwrap_or_default()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();

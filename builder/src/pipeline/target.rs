@@ -76,6 +76,12 @@ impl Target {
         &self.name
     }
 
+    /// The tag in it.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
     /// The outcome of an earlier attempt of the build `uid`, if it pushed.
     pub(super) async fn earlier_attempt(
         &self,

@@ -7,20 +7,23 @@
 //! | what refers to it: signatures, attestations, SBOMs; and what refers to these | the registry, or the tag `sha256-HEX` |
 //! | the same as cosign keeps it | the tags `sha256-HEX.sig`, `.att` and `.sbom` |
 //!
-//! Who needs the image is read before its manifest is deleted and once more afterwards. If it was taken in between, the
-//! manifest is put back as it was; its layers are still there, as registries collect those later. So nothing that is
+//! Who needs the image is read before its manifest is deleted and once more afterwards, whatever the registry answered. If it
+//! was taken in between, the manifest is put back as it was; its layers are still there, as registries collect those later. In
+//! between the ledger has the manifest: should this process end there, the next one looks in its place. So nothing that is
 //! handed on meanwhile is lost. Layers go when the registry collects what no manifest names.
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use strata_builder::contract::steps_tag;
 use strata_builder::digest::Digest;
 use strata_builder::error::{Class, Classify as _, chain};
 use strata_builder::reference::{Reference, Repository};
-use strata_builder::registry::{Manifest, Registry, RegistryError};
+use strata_builder::registry::{Registry, RegistryError};
 use tracing::{debug, error, info, warn};
 
 use crate::error::Error;
+use crate::ledger::{LEDGER_NAME, Removing};
 use crate::live::Needs;
 use crate::registries::in_use;
 use crate::sweep::Origin;
@@ -40,6 +43,8 @@ pub struct Doomed<'a> {
     pub digest: Digest,
     /// The tag that it was pushed under, if it is known.
     pub tag: Option<&'a str>,
+    /// Name of the Secret with the registry's credentials.
+    pub push_secret: &'a str,
     /// UID of the MachineOSBuild whose image it is, if that is still there.
     pub asking: Option<&'a str>,
 }
@@ -66,7 +71,7 @@ pub enum Removal {
 ///
 /// # Cancel safety
 ///
-/// Between the deletion and the second look, a crash leaves the window open that this closes: as wide as two requests.
+/// As safe as a crash: [`restore`] does what is left of a deletion that was cut off.
 pub async fn remove(
     live: &impl Needs,
     registry: &Registry,
@@ -76,6 +81,7 @@ pub async fn remove(
         repository,
         digest,
         tag,
+        push_secret,
         asking,
     } = *doomed;
     let image = repository.digested(digest);
@@ -96,20 +102,39 @@ pub async fn remove(
     }
     let own_tag = tag.filter(|tag| !is_anothers(&users, repository, tag, asking));
     if let Some(manifest) = &stored {
-        match delete(registry, repository, digest, own_tag).await {
-            Ok(()) => {}
-            Err(error) if error.class() != Class::Transient => return Ok(Removal::Refused(error)),
-            Err(error) => return Err(failed(error)),
-        }
-        let used = match live.users().await {
-            Ok(users) => Ok(users.of(digest, asking)),
-            Err(error) => Err(error),
+        let Ok(text) = String::from_utf8(manifest.bytes.to_vec()) else {
+            let why = "its manifest is no text".to_owned();
+            return Ok(Removal::InUse(Use::Unknown(why)));
         };
-        if !matches!(used, Ok(None)) {
-            put_back(registry, &image, own_tag, manifest).await?;
+        let removing = Removing {
+            image: image.to_string(),
+            tag: own_tag.map(str::to_owned),
+            push_secret: push_secret.to_owned(),
+            media_type: manifest.media_type.clone(),
+            manifest: text,
+        };
+        let _at_work = live.begin_removal(&removing).await?;
+        let deleted = delete(registry, repository, digest, own_tag).await;
+        // one that was refused is still there; after any other answer it may be gone
+        let may_be_gone = !matches!(&deleted, Err(error) if error.class() != Class::Transient);
+        if may_be_gone {
+            let used = match live.users().await {
+                Ok(users) => Ok(in_use(registry, &image, digest, &users, asking).await),
+                Err(error) => Err(error),
+            };
+            if !matches!(used, Ok(None)) {
+                put_back(registry, &image, &removing).await?;
+            }
+            if let Some(used) = used? {
+                live.end_removal(&removing).await?;
+                return Ok(Removal::InUse(used));
+            }
         }
-        if let Some(used) = used? {
-            return Ok(Removal::InUse(used));
+        live.end_removal(&removing).await?;
+        match deleted {
+            Ok(()) => {}
+            Err(error) if may_be_gone => return Err(failed(error)),
+            Err(error) => return Ok(Removal::Refused(error)),
         }
     }
     if let Some(tag) = own_tag {
@@ -118,7 +143,7 @@ pub async fn remove(
             let cluster = live.cluster();
             let is_ours = |origin: &Origin| {
                 asking == Some(origin.build_uid.as_str())
-                    || cluster.is_some_and(|cluster| origin.is_orphan(cluster, &users))
+                    || cluster.is_some_and(|cluster| origin.is_orphan(cluster, &note, &users))
             };
             remove_note(registry, repository, &note, is_ours).await?;
         }
@@ -136,6 +161,37 @@ pub async fn remove(
     Ok(Removal::Gone {
         was_there: stored.is_some(),
     })
+}
+
+/// Does what is left of a deletion that was cut off: the manifest is put back if it is gone and anybody needs it.
+///
+/// # Errors
+///
+/// Of the apiserver or the registry: to be done again.
+pub async fn restore(
+    live: &impl Needs,
+    registry: &Registry,
+    removing: &Removing,
+) -> Result<(), Error> {
+    let image: Option<Reference> = removing.image.parse().ok();
+    if let Some(image) = image
+        && let Some(digest) = image.digest
+    {
+        let stored = registry.head_manifest(&image).await;
+        let stored = stored.map_err(|source| Error::Registry {
+            image: removing.image.clone(),
+            source,
+        })?;
+        let users = live.users().await?;
+        if stored.is_none()
+            && in_use(registry, &image, digest, &users, None)
+                .await
+                .is_some()
+        {
+            put_back(registry, &image, removing).await?;
+        }
+    }
+    live.end_removal(removing).await
 }
 
 /// Deletes the note of a build's steps under `tag`, if it `is_ours`; that there is none is fine, and a refusal is told.
@@ -214,15 +270,17 @@ async fn delete(
 async fn put_back(
     registry: &Registry,
     image: &Reference,
-    tag: Option<&str>,
-    manifest: &Manifest,
+    removing: &Removing,
 ) -> Result<(), Error> {
-    let tagged = tag.map(|tag| image.repository.tagged(tag));
+    let tagged = removing
+        .tag
+        .as_ref()
+        .map(|tag| image.repository.tagged(tag));
+    let manifest = Bytes::from(removing.manifest.clone());
     for reference in [Some(image.clone()), tagged].into_iter().flatten() {
-        let put = registry.push_manifest(&reference, &manifest.media_type, &manifest.bytes);
+        let put = registry.push_manifest(&reference, &removing.media_type, &manifest);
         if let Err(source) = put.await {
-            let manifest = String::from_utf8_lossy(&manifest.bytes);
-            error!(%image, error = chain(&source), %manifest, "an image that was taken while it was deleted can't be put back; push this manifest by hand");
+            error!(%image, error = chain(&source), "an image that was taken while it was deleted is not put back yet; ConfigMap {LEDGER_NAME} has its manifest");
             return Err(Error::Registry {
                 image: image.to_string(),
                 source,

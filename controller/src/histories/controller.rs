@@ -3,7 +3,7 @@
 //! Observing and planning are the real ones, and so is whom an event concerns. Between any two requests of a pass
 //! anything may happen, and a pass that is dropped there is a crash.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -91,8 +91,6 @@ pub(super) struct Controller {
     awake: Option<Awake>,
     due: BTreeMap<Key, Timestamp>,
     passes: Vec<Pass>,
-    /// Images that the registry didn't delete; goes with the process.
-    pub(super) given_up: BTreeSet<String>,
     pub(super) refuses: bool,
     pub(super) write_fails: bool,
     pub(super) answer_lost: bool,
@@ -163,7 +161,6 @@ impl World {
         if self.controller.awake.take().is_some() {
             self.controller.passes.clear();
             self.controller.due.clear();
-            self.controller.given_up.clear();
             self.note(|| "the controller is killed".to_owned());
         }
     }

@@ -302,7 +302,9 @@ impl World {
             left.extend(ours.map(|(tag, ..)| tag.clone()));
         }
         let stays = |entry: &&Entry| {
-            digest_of(&entry.image).is_some_and(|digest| self.registry.kept.contains(&digest))
+            self.registry.keeps
+                || digest_of(&entry.image)
+                    .is_some_and(|digest| self.registry.kept.contains(&digest))
         };
         let entries = self.ledger.values().filter(|entry| !stays(entry));
         left.extend(entries.map(|entry| entry.image.clone()));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::FutureExt as _;
+use jiff::SignedDuration;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Secret};
 use kube::{Resource, ResourceExt as _};
@@ -16,7 +17,6 @@ use super::table::{Clock, Object, Propagation, Table, Trimmed};
 use super::world::{PUSH_SECRET, World};
 use crate::api::CLEANUP_FINALIZER;
 use crate::apply::{Existing, existing};
-use crate::events::Reason;
 use crate::job::BuildObjects;
 use crate::ledger::Entry;
 use crate::live::Needs as _;
@@ -34,9 +34,12 @@ pub(super) enum Work {
     /// Look for images that have lost their build.
     Sweep,
     LookAtEntry(Entry),
-    DeleteEntry(Entry),
+    DeleteEntry(Entry, Reference),
     Forget(Entry),
 }
+
+/// Before what was refused is tried again: longer than anything else takes.
+const AFTER_REFUSAL: SignedDuration = SignedDuration::from_hours(6);
 
 /// A request that wasn't done; the pass ends.
 pub(super) struct Failed;
@@ -66,7 +69,19 @@ impl World {
             Work::DeleteManifest(deletion) => {
                 self.guarded(pass, "the deletion of an image");
                 if self.registry.keeps {
-                    self.controller.given_up.insert(deletion.image.to_string());
+                    let entry = Entry {
+                        image: deletion.image.to_string(),
+                        tag: deletion.tag.clone(),
+                        push_secret: deletion.push_secret.clone(),
+                        os_build: pass.root.name.clone(),
+                        since: self.clock.now,
+                        keep: false,
+                        orphan_of: None,
+                        unseen_of: None,
+                        content_key: None,
+                        refused_since: Some(self.clock.now),
+                    };
+                    self.ledger.entry(entry.key()).or_insert(entry);
                 }
                 self.delete_manifest(&deletion.image, &deletion.push_secret, Some(&pass.root.uid))
             }
@@ -81,23 +96,43 @@ impl World {
                         return Ok(());
                     }
                 }
-                let image = entry
-                    .image
-                    .parse::<Reference>()
-                    .ok()
-                    .and_then(|one| one.digest);
-                let digest = image.ok_or(Failed)?;
-                if self.users_now()?.of(digest, None).is_none() {
-                    pass.left.push_front(Work::DeleteEntry(entry));
+                let users = self.users_now()?;
+                if let Some(uid) = &entry.unseen_of
+                    && users.has_build(uid)
+                {
+                    return Ok(());
+                }
+                if let Some(since) = entry.refused_since
+                    && self.clock.now.duration_since(since) < AFTER_REFUSAL
+                {
+                    return Ok(());
+                }
+                let image: Reference = entry.image.parse().map_err(|_| Failed)?;
+                let uid = entry.unseen_of.as_deref().unwrap_or_default();
+                let digest = image
+                    .digest
+                    .or_else(|| self.registry.tagged(&entry.image, uid));
+                match digest {
+                    None if self.registry.is_down => pass.again = Some(LEDGER_RETRY),
+                    None => pass.left.push_front(Work::Forget(entry)),
+                    Some(digest) if users.of(digest, None).is_none() => {
+                        let image = image.repository.digested(digest);
+                        pass.left.push_front(Work::DeleteEntry(entry, image));
+                    }
+                    Some(_) => {}
                 }
                 Ok(())
             }
-            Work::DeleteEntry(entry) => {
-                let image: Reference = entry.image.parse().map_err(|_| Failed)?;
-                if self.registry.keeps {
-                    self.controller.given_up.insert(entry.image.clone());
-                }
+            Work::DeleteEntry(entry, image) => {
                 match self.delete_manifest(&image, &entry.push_secret, None) {
+                    Ok(()) if self.registry.keeps => {
+                        let refused_since = Some(self.clock.now);
+                        let entry = Entry {
+                            refused_since,
+                            ..entry
+                        };
+                        self.ledger.insert(entry.key(), entry);
+                    }
                     Ok(()) => pass.left.push_front(Work::Forget(entry)),
                     // told, and tried again
                     Err(Failed) => pass.again = Some(LEDGER_RETRY),
@@ -125,8 +160,10 @@ impl World {
                 let origin = Origin {
                     build_uid: image.build_uid.clone(),
                     cluster: Some(image.cluster.to_owned()),
+                    tag: tag.rsplit_once(':').map(|(_, tag)| tag.to_owned()),
                 };
                 let push: Reference = tag.parse().ok()?;
+                let name = push.tag.clone().unwrap_or_default();
                 let entry = Entry {
                     image: push.repository.digested(digest).to_string(),
                     tag: push.tag,
@@ -135,10 +172,12 @@ impl World {
                     since: now,
                     keep: false,
                     orphan_of: Some(origin.build_uid.clone()),
+                    unseen_of: None,
+                    content_key: None,
+                    refused_since: None,
                 };
                 let is_entered = users.entries.iter().any(|known| known.image == entry.image);
-                let is_given_up = self.controller.given_up.contains(&entry.image);
-                (origin.is_orphan(OURS, &users) && !is_entered && !is_given_up).then_some(entry)
+                (origin.is_orphan(OURS, &name, &users) && !is_entered).then_some(entry)
             });
         for entry in found.collect::<Vec<_>>() {
             self.note(|| format!("  {} has lost its build", entry.image));
@@ -326,12 +365,7 @@ impl World {
                 self.enqueue(Key::Ledger, self.clock.now + LEDGER_PAUSE);
                 Ok(())
             }
-            Step::Tell(notice) => {
-                if notice.reason == Reason::ImageNotDeleted {
-                    self.registry.excuse(&pass.root.uid);
-                }
-                Ok(())
-            }
+            Step::Tell(_) => Ok(()),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::fixtures;
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
-use crate::ledger::Entry;
+use crate::ledger::{AtWork, Entry, Removing};
 use crate::live::{Live, Needs};
 use crate::registries::Answer;
 use crate::secrets::{JSON_KEY, JSON_TYPE};
@@ -36,6 +36,7 @@ use crate::settings::BuildSettings;
 use crate::turns::Turns;
 use crate::usage::{Use, Users};
 use crate::wanted::{Wanted, wanted};
+use crate::watches::keep_outcome;
 
 /// Names of the configs, each with a pool and a node of its name.
 pub(super) const CONFIGS: [&str; 2] = ["infra", "worker"];
@@ -110,7 +111,7 @@ impl World {
         let mut world = Self {
             clock,
             os_configs: Table::new(Clone::clone, config_groups),
-            os_builds: Table::new(Clone::clone, build_groups),
+            os_builds: Table::new(outcome, build_groups),
             pools,
             machine_configs,
             jobs: Table::new(metadata, owned_groups),
@@ -521,6 +522,12 @@ fn touch(object: &mut impl Resource, stamp: String) {
         .insert("example.com/touched".to_owned(), stamp);
 }
 
+fn outcome(os_build: &MachineOSBuild) -> MachineOSBuild {
+    let mut os_build = os_build.clone();
+    keep_outcome(&mut os_build);
+    os_build
+}
+
 pub(super) fn metadata<K: Resource<DynamicType = ()>>(object: &K) -> Meta<K> {
     Meta {
         types: None,
@@ -568,6 +575,14 @@ impl Needs for World {
             machine_configs: self.machine_configs.all().cloned().map(Arc::new).collect(),
             entries: self.ledger.values().cloned().collect(),
         })
+    }
+
+    async fn begin_removal(&self, _removing: &Removing) -> Result<AtWork, Error> {
+        Ok(AtWork::default())
+    }
+
+    async fn end_removal(&self, _removing: &Removing) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -643,6 +658,15 @@ impl Live for World {
         Ok(Ok(PodShape::Userns))
     }
 
+    async fn takes_image(
+        &self,
+        _os_build: &MachineOSBuild,
+        _image: &Reference,
+    ) -> Result<Result<(), String>, Error> {
+        self.read()?;
+        Ok(Ok(()))
+    }
+
     async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {
         self.read()?;
         Ok(self.machine_configs.get(name).cloned())
@@ -666,6 +690,11 @@ impl Live for World {
         Ok(OptionalMounts::default())
     }
 
+    async fn entries(&self) -> Result<Vec<Entry>, Error> {
+        self.read()?;
+        Ok(self.ledger.values().cloned().collect())
+    }
+
     async fn used(
         &self,
         image: &Reference,
@@ -674,6 +703,11 @@ impl Live for World {
     ) -> Result<Option<Use>, Error> {
         let users = self.users().await?;
         Ok(image.digest.and_then(|digest| users.of(digest, asking)))
+    }
+
+    fn is_missing(&self, image: &Reference) -> bool {
+        let digest = image.digest;
+        digest.is_some_and(|digest| self.registry.lost.contains(&digest))
     }
 
     async fn look(&self, image: &Reference, push_secret: &str, manifest: bool) -> Answer {

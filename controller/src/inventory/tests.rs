@@ -18,6 +18,7 @@ fn image(layers: &[u64], build_uid: Option<&str>, cluster: &str) -> Stored {
         Some(uid) => serde_json::json!({
             "strata.image-mode.dev/build-uid": uid,
             "strata.image-mode.dev/cluster": cluster,
+            "strata.image-mode.dev/tag": "v1",
         }),
         None => serde_json::json!({}),
     };

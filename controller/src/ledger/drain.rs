@@ -4,35 +4,38 @@
 //! | --- | --- |
 //! | deleted the image, or has none | goes |
 //! | fails, or can't be reached | is tried again, from 30 seconds later to an hour later |
-//! | refuses these credentials, or there are none | is tried again, from a minute later to six hours later, for 30 days |
-//! | deletes nothing | goes |
+//! | refuses, or there are no credentials | is tried again, from a minute later to six hours later, until it has refused for 30 days |
 //!
-//! An image that was found without its build waits a day, and stays if that build is there by then.
+//! A deletion uses the credentials that the image was pushed with; if these are refused or gone, those of the other configs that push
+//! to the same repository, then to the same registry. An image that was found without its build waits a day, and stays if that build is there by then.
 //! What keeps an image that nothing needs is told once, in an event on the ledger, with the remedy.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
+use strata_builder::digest::Digest;
 use strata_builder::error::{Class, Classify as _, chain};
 use strata_builder::reference::Reference;
-use strata_builder::registry::Registry;
+use strata_builder::registry::{Registry, RegistryError};
 use tracing::{info, warn};
 
-use super::{Entry, LEDGER_NAME};
-use crate::apply::image::{Doomed, Removal, remedy, remove};
+use super::{Entry, LEDGER_NAME, Removing};
+use crate::api::condition;
+use crate::apply::image::{Doomed, Removal, remedy, remove, restore};
 use crate::context::Context;
 use crate::error::Error;
 use crate::events::{Notice, Reason};
 use crate::live::Needs as _;
 use crate::metrics::Deletion;
-use crate::registries::RegistriesError;
-use crate::sweep::GRACE;
+use crate::sweep::{GRACE, Origin};
 use crate::usage::{Use, Users};
 
 /// Who refuses for so long won't change.
 const LONGEST_REFUSAL: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// What was entered later than this from now was entered by a clock that was ahead.
+const LARGEST_SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// Failures by the entry's key; goes with the process.
 #[derive(Debug, Default)]
@@ -43,18 +46,18 @@ pub struct Failures(BTreeMap<String, Failure>);
 struct Failure {
     /// In a row.
     count: u32,
-    /// When it is tried again.
-    again: Timestamp,
+    /// When it is tried again; no clock that jumps moves it.
+    again: Instant,
     why: String,
 }
 
 impl Failures {
-    fn is_due(&self, key: &str, now: Timestamp) -> bool {
+    fn is_due(&self, key: &str, now: Instant) -> bool {
         self.0.get(key).is_none_or(|failure| failure.again <= now)
     }
 
     /// Counts a failure; whether it is to be told.
-    fn failed(&mut self, key: String, class: Class, why: String, now: Timestamp) -> bool {
+    fn failed(&mut self, key: String, class: Class, why: String, now: Instant) -> bool {
         let before = self.0.get(&key);
         let count = before.map_or(0, |before| before.count) + 1;
         let is_news = before.is_none_or(|before| before.why != why);
@@ -72,19 +75,18 @@ impl Failures {
     }
 
     /// How long until the next entry is tried again.
-    fn wait(&self, now: Timestamp) -> Option<Duration> {
+    fn wait(&self, now: Instant) -> Option<Duration> {
         let next = self.0.values().map(|failure| failure.again).min()?;
-        let left = next.duration_since(now);
-        Some(Duration::try_from(left).unwrap_or_default())
+        Some(next.saturating_duration_since(now))
     }
 }
 
 /// Before the next try, after so many failures in a row, from 1.
-fn wait(class: Class, count: u32) -> SignedDuration {
+fn wait(class: Class, count: u32) -> Duration {
     let (first, longest) = match class {
-        Class::Transient => (SignedDuration::from_secs(30), SignedDuration::from_hours(1)),
+        Class::Transient => (Duration::from_secs(30), Duration::from_secs(3600)),
         Class::User(_) | Class::Permanent(_) => {
-            (SignedDuration::from_mins(1), SignedDuration::from_hours(6))
+            (Duration::from_secs(60), Duration::from_secs(6 * 3600))
         }
     };
     let doublings = count.saturating_sub(1).min(16);
@@ -97,16 +99,20 @@ fn wait(class: Class, count: u32) -> SignedDuration {
 ///
 /// Of the apiserver; what a registry says is told and tried again.
 pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<Duration>, Error> {
-    let entries = context.ledger.entries().await?;
-    let known = Users::known(&context.cache, entries.clone());
+    let contents = context.ledger.contents().await?;
+    let mut is_finished = true;
+    for removing in &contents.cut_off {
+        is_finished &= finish(context, removing).await?;
+    }
+    let known = Users::known(&context.cache, contents.entries);
     failures.forget_needed(&known);
     if !may_be_due(&known, failures) {
-        let left = entries.iter().filter(|entry| !entry.keep);
+        let left = known.entries.iter().filter(|entry| !entry.keep);
         let oldest = left.clone().map(|entry| entry.since).min();
         context
             .metrics
             .ledger(left.count(), oldest, failures.0.len());
-        return Ok(failures.wait(Timestamp::now()));
+        return Ok(next_look(failures, is_finished));
     }
     let users = context.users().await?;
     let entries: Vec<&Entry> = users.entries.iter().filter(|entry| !entry.keep).collect();
@@ -115,14 +121,38 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
     for entry in entries {
         let now = Timestamp::now();
         let key = entry.key();
-        let image = entry.image.parse::<Reference>().ok();
-        let Some((image, digest)) = image.and_then(|image| Some((image.clone(), image.digest?)))
-        else {
+        let Ok(image) = entry.image.parse::<Reference>() else {
             context.ledger.forget(entry).await?;
             continue;
         };
-        if users.of(digest, None).is_some() {
+        if entry.since.duration_since(now) > LARGEST_SKEW {
+            let since = condition::whole_second(now);
+            let entry = Entry {
+                since,
+                ..entry.clone()
+            };
+            context.ledger.change(&entry).await?;
+            continue;
+        }
+        let is_used = image
+            .digest
+            .is_some_and(|digest| users.of(digest, None).is_some());
+        if is_used {
             failures.0.remove(&key);
+            if entry.refused_since.is_some() {
+                let refused_since = None;
+                let entry = Entry {
+                    refused_since,
+                    ..entry.clone()
+                };
+                context.ledger.change(&entry).await?;
+            }
+            continue;
+        }
+        // its own deletion goes on
+        if let Some(uid) = &entry.unseen_of
+            && users.has_build(uid)
+        {
             continue;
         }
         if let Some(uid) = &entry.orphan_of {
@@ -139,7 +169,7 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
                 continue;
             }
         }
-        if !failures.is_due(&key, now) {
+        if !failures.is_due(&key, Instant::now()) {
             continue;
         }
         let (class, why) = match delete(context, entry, &image).await? {
@@ -160,16 +190,28 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
             }
             Drained::Failed(class, why) => (class, why),
         };
-        let is_hopeless = match class {
-            Class::Transient => false,
-            Class::User(_) => now.duration_since(entry.since) > LONGEST_REFUSAL,
-            Class::Permanent(_) => true,
+        let refused_since = match class {
+            Class::Transient => None,
+            Class::User(_) | Class::Permanent(_) => Some(
+                entry
+                    .refused_since
+                    .unwrap_or_else(|| condition::whole_second(now)),
+            ),
         };
+        let is_hopeless =
+            refused_since.is_some_and(|since| now.duration_since(since) > LONGEST_REFUSAL);
+        if refused_since != entry.refused_since && !is_hopeless {
+            let entry = Entry {
+                refused_since,
+                ..entry.clone()
+            };
+            context.ledger.change(&entry).await?;
+        }
         context.metrics.image_deletion(match is_hopeless {
             true => Deletion::Refused,
             false => Deletion::Failed,
         });
-        if failures.failed(key, class, why.clone(), now) || is_hopeless {
+        if failures.failed(key, class, why.clone(), Instant::now()) || is_hopeless {
             tell(context, entry, is_hopeless, &why).await;
         }
         if is_hopeless {
@@ -179,7 +221,32 @@ pub async fn drain(context: &Context, failures: &mut Failures) -> Result<Option<
         }
     }
     context.metrics.ledger(count, oldest, failures.0.len());
-    Ok(failures.wait(Timestamp::now()))
+    Ok(next_look(failures, is_finished))
+}
+
+/// How long until something is tried again.
+fn next_look(failures: &Failures, is_finished: bool) -> Option<Duration> {
+    let unfinished = (!is_finished).then(|| wait(Class::Transient, 1));
+    let failed = failures.wait(Instant::now());
+    failed.into_iter().chain(unfinished).min()
+}
+
+/// Does what is left of a deletion that was cut off; whether that could be done.
+async fn finish(context: &Context, removing: &Removing) -> Result<bool, Error> {
+    let failed = match context.registries.open(&removing.push_secret).await {
+        Ok(registry) => match restore(context, &registry, removing).await {
+            Ok(()) => return Ok(true),
+            Err(error @ Error::Registry { .. }) => chain(&error),
+            Err(error) => return Err(error),
+        },
+        Err(error) => chain(&error),
+    };
+    warn!(
+        image = removing.image,
+        error = failed,
+        "whether an image was taken while it was deleted can't be told yet"
+    );
+    Ok(false)
 }
 
 /// Whether, by what the watches told, an image may be deleted now: only then the whole cluster is read.
@@ -193,7 +260,14 @@ fn may_be_due(known: &Users, failures: &Failures) -> bool {
             let waits = entry.orphan_of.as_ref().is_some_and(|uid| {
                 !known.has_build(uid) && now.duration_since(entry.since) < GRACE
             });
-            !is_needed(known, entry) && !waits && failures.is_due(&entry.key(), now)
+            let goes_on = entry
+                .unseen_of
+                .as_ref()
+                .is_some_and(|uid| known.has_build(uid));
+            !is_needed(known, entry)
+                && !waits
+                && !goes_on
+                && failures.is_due(&entry.key(), Instant::now())
         })
 }
 
@@ -237,17 +311,41 @@ enum Drained {
 }
 
 async fn delete(context: &Context, entry: &Entry, image: &Reference) -> Result<Drained, Error> {
-    let Some(digest) = image.digest else {
-        return Ok(Drained::Gone);
-    };
-    let registry = match open(context, entry, image).await {
+    let mut refusal = None;
+    for push_secret in credentials(context, entry, image) {
+        let done = delete_with(context, entry, image, &push_secret).await?;
+        match done {
+            // the image's own credentials are what its administrator knows
+            Drained::Failed(Class::User(_), _) => refusal = refusal.or(Some(done)),
+            done => return Ok(done),
+        }
+    }
+    Ok(refusal.unwrap_or(Drained::Gone))
+}
+
+async fn delete_with(
+    context: &Context,
+    entry: &Entry,
+    image: &Reference,
+    push_secret: &str,
+) -> Result<Drained, Error> {
+    let registry = match context.registries.open(push_secret).await {
         Ok(registry) => registry,
         Err(error) => return Ok(Drained::Failed(error.class(), chain(&error))),
+    };
+    let digest = match image.digest {
+        Some(digest) => digest,
+        None => match unseen(&registry, entry, image).await {
+            Ok(Some(digest)) => digest,
+            Ok(None) => return Ok(Drained::Gone),
+            Err(error) => return Ok(Drained::Failed(error.class(), chain(&error))),
+        },
     };
     let doomed = Doomed {
         repository: &image.repository,
         digest,
         tag: entry.tag.as_deref(),
+        push_secret,
         asking: None,
     };
     match remove(context, &registry, &doomed).await {
@@ -255,7 +353,7 @@ async fn delete(context: &Context, entry: &Entry, image: &Reference) -> Result<D
         Ok(Removal::InUse(Use::Unknown(why))) => Ok(Drained::Failed(Class::Transient, why)),
         Ok(Removal::InUse(_)) => Ok(Drained::InUse),
         Ok(Removal::Refused(error)) => {
-            let why = format!("{}; {}", chain(&error), remedy(&error, &entry.push_secret));
+            let why = format!("{}; {}", chain(&error), remedy(&error, push_secret));
             Ok(Drained::Failed(error.class(), why))
         }
         Err(error @ Error::Registry { .. }) => Ok(Drained::Failed(error.class(), chain(&error))),
@@ -263,32 +361,40 @@ async fn delete(context: &Context, entry: &Entry, image: &Reference) -> Result<D
     }
 }
 
-/// With the entry's Secret; if that went with its config, with one that another config pushes to the same registry with.
-async fn open(
-    context: &Context,
+/// What the build of `entry` has pushed under its tag, if it has.
+async fn unseen(
+    registry: &Registry,
     entry: &Entry,
     image: &Reference,
-) -> Result<Registry, RegistriesError> {
-    let gone = match context.registries.open(&entry.push_secret).await {
-        Err(error @ RegistriesError::NoSecret(_)) => error,
-        opened => return opened,
-    };
-    for os_config in context.cache.os_configs.store.state() {
-        let spec = &os_config.spec;
-        let pushes_there = spec
-            .rendered_image_push_spec
-            .parse::<Reference>()
-            .is_ok_and(|push| push.repository.host() == image.repository.host());
-        if pushes_there
-            && let Ok(registry) = context
-                .registries
-                .open(&spec.rendered_image_push_secret.name)
-                .await
-        {
-            return Ok(registry);
+) -> Result<Option<Digest>, RegistryError> {
+    let found = registry.stored_manifest(image).await?;
+    Ok(found.and_then(|manifest| {
+        let origin = Origin::of(&manifest.bytes)?;
+        (Some(&origin.build_uid) == entry.unseen_of.as_ref()).then_some(manifest.digest)
+    }))
+}
+
+/// Names of the Secrets to try, each once: the one that it was pushed with, those of configs that push to the same repository, to the same
+/// registry.
+fn credentials(context: &Context, entry: &Entry, image: &Reference) -> Vec<String> {
+    let os_configs = context.cache.os_configs.store.state();
+    let pushes = os_configs.iter().filter_map(|one| {
+        let push: Reference = one.spec.rendered_image_push_spec.parse().ok()?;
+        Some((push.repository, &one.spec.rendered_image_push_secret.name))
+    });
+    let pushes: Vec<_> = pushes.collect();
+    let same = pushes.iter().filter(|(at, _)| *at == image.repository);
+    let near = pushes
+        .iter()
+        .filter(|(at, _)| at.host() == image.repository.host());
+    let others = same.chain(near).map(|(_, secret)| *secret);
+    let mut found = Vec::new();
+    for secret in std::iter::once(&entry.push_secret).chain(others) {
+        if !found.contains(secret) {
+            found.push(secret.clone());
         }
     }
-    Err(gone)
+    found
 }
 
 #[cfg(test)]
@@ -306,14 +412,14 @@ mod tests {
             (Class::RIGHTS, 3, 240),
             (Class::CONTENT, u32::MAX, 21_600),
         ] {
-            let wanted = SignedDuration::from_secs(seconds);
+            let wanted = Duration::from_secs(seconds);
             assert_eq!(wait(class, count), wanted, "{class:?} {count}");
         }
     }
 
     #[test]
     fn what_is_needed_again_or_no_longer_in_the_ledger_is_not_waited_for() {
-        let now = crate::fixtures::now();
+        let now = Instant::now();
         let image = "registry.example.com/a/b@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
         let entry = crate::fixtures::entry(image);
         let failed = || {
@@ -338,12 +444,12 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_once_and_waits_longer_each_time() {
-        let start = crate::fixtures::now();
+        let start = Instant::now();
         let mut failures = Failures::default();
         let mut fails = |why: &str, seconds| {
-            let now = start + SignedDuration::from_secs(seconds);
+            let now = start + Duration::from_secs(seconds);
             let is_news = failures.failed("a".to_owned(), Class::Transient, why.to_owned(), now);
-            let due = |after| failures.is_due("a", now + SignedDuration::from_secs(after));
+            let due = |after| failures.is_due("a", now + Duration::from_secs(after));
             (is_news, (0..4000).find(|after| due(*after)))
         };
         assert_eq!(fails("503", 0), (true, Some(30)));

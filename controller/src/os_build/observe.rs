@@ -42,6 +42,8 @@ pub struct Observed {
     pub preparation: Preparation,
     /// The Job of its name.
     pub job: JobState,
+    /// Whether a pod of its Job is there although the Job is not; only of a build that is being deleted.
+    pub is_pushing: bool,
     /// ConfigMaps made for it.
     pub config_maps: Vec<Target>,
     /// Secrets made for it.
@@ -134,6 +136,7 @@ async fn look(live: &impl Live, cached: &MachineOSBuild) -> Result<Option<Observ
     };
     if os_build.metadata.deletion_timestamp.is_some() {
         if api::is_guarded(&os_build) && !matches!(observed.job, JobState::Present(_)) {
+            observed.is_pushing = pods_push(live, &os_build).await?;
             observed.image = image_to_delete(live, &os_build).await;
             if let Answer::Present { digest, .. } = observed.image
                 && let Some(image) = pushed(&os_build, digest)
@@ -199,6 +202,7 @@ fn ended(live: &impl Live, os_build: &MachineOSBuild) -> Observed {
         wanted: None,
         preparation: Preparation::NotAsked,
         job,
+        is_pushing: false,
         config_maps: owned(&cache.config_maps, namespace, os_build),
         secrets: owned(&cache.secrets, namespace, os_build),
         image: Answer::NotAsked,
@@ -304,13 +308,34 @@ async fn image_to_delete(live: &impl Live, os_build: &MachineOSBuild) -> Answer 
 }
 
 /// Whether an image under the build's tag, pushed for `build_uid`, is this build's: another cluster may have builds of the same name. The
-/// incumbent's images don't say.
+/// incumbent's images don't say; one that never began has none.
 fn is_of(os_build: &MachineOSBuild, build_uid: Option<&str>) -> bool {
-    let is_started_here = os_build.annotations().contains_key(annotation::CONTENT_KEY);
+    let annotations = os_build.annotations();
+    let is_started_here = annotations.contains_key(annotation::CONTENT_KEY);
+    let has_begun = annotations.contains_key(annotation::JOB_UID)
+        || Phase::of_build(os_build) != Phase::Initial;
     match build_uid {
         Some(build_uid) => os_build.metadata.uid.as_deref() == Some(build_uid),
-        None => !is_started_here,
+        None => has_begun && !is_started_here,
     }
+}
+
+/// Whether pods of a Job that is gone already may still push.
+async fn pods_push(live: &impl Live, os_build: &MachineOSBuild) -> Result<bool, Error> {
+    let Some(job_uid) = os_build.annotations().get(annotation::JOB_UID) else {
+        return Ok(false);
+    };
+    if Phase::of_build(os_build) == Phase::Succeeded {
+        return Ok(false);
+    }
+    let pods = live.pods(job_uid).await?;
+    Ok(pods.iter().any(|pod| {
+        let phase = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        !matches!(phase, Some("Succeeded" | "Failed"))
+    }))
 }
 
 /// What the registry says of the image of a build that has not been told to have ended.

@@ -6,6 +6,7 @@
 //! | rule | observed | steps | phase afterwards |
 //! | --- | --- | --- | --- |
 //! | deleting-job | deleted, its Job is there | DeleteJob | unchanged |
+//! | deleting-pod | deleted, its Job is gone, but not its pod | – | unchanged |
 //! | deleting-done | deleted; no image, a seeded one, or our part done | DeleteImage (what is left of it, a note of steps), RemoveFinalizer | – |
 //! | deleting-kept | deleted, an administrator wants its image to stay | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-retain | deleted, something needs its image, or its registry has failed for long | Remember, Tell, RemoveFinalizer | – |

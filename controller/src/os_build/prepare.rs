@@ -3,7 +3,9 @@
 //! Reads what only the start of a build needs: the whole MachineConfig, secrets, the cluster's settings.
 
 use kube::ResourceExt as _;
+use strata_builder::digest::Digest;
 use strata_builder::error::{Class, Classify as _, chain};
+use strata_builder::reference::Repository;
 
 use crate::api::{
     DEFAULT_PULL_SECRET, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation,
@@ -14,7 +16,7 @@ use crate::job::{BuildObjects, Credentials, JobSettings, build_objects};
 use crate::live::Live;
 use crate::registries::Answer;
 use crate::render::render;
-use crate::reuse::{Candidate, candidates};
+use crate::reuse::{Candidate, candidates, remembered};
 use crate::secrets::{DockerConfig, docker_config};
 use crate::wanted::degraded;
 
@@ -136,6 +138,9 @@ pub async fn prepare(
             )));
         }
     };
+    if let Err(why) = records(live, os_build, &inputs.push.repository).await? {
+        return Ok(Preparation::Waiting(why));
+    }
     let shape = match live.pod_shape(&settings).await? {
         Ok(shape) => shape,
         Err(why) => return Ok(Preparation::Waiting(why)),
@@ -155,6 +160,24 @@ pub async fn prepare(
     )
 }
 
+/// Whether the status can name an image of `repository`: older CRDs take no path of more than two parts.
+async fn records(
+    live: &impl Live,
+    os_build: &MachineOSBuild,
+    repository: &Repository,
+) -> Result<Result<(), String>, Error> {
+    if repository.path().split('/').count() <= 2 {
+        return Ok(Ok(()));
+    }
+    let image = repository.digested(Digest::of(b""));
+    let taken = live.takes_image(os_build, &image).await?;
+    Ok(taken.map_err(|why| {
+        format!(
+            "the installed CRD of MachineOSBuilds can't hold an image of {repository}: apply Strata's CRDs, or push to a repository with a shorter path (spec.renderedImagePushSpec of the MachineOSConfig): {why}"
+        )
+    }))
+}
+
 /// An image with the content `key` that the registry still has; or why it can't tell. Read anew, so that a build whose
 /// image `os_build` has claimed, and that is there afterwards, can't be deleted with its image any more.
 async fn reusable(
@@ -172,8 +195,14 @@ async fn reusable(
     }
     let os_builds = live.os_builds(&sources.os_config.name_any(), None).await?;
     let machine_config = |name: &str| live.cache().machine_configs.get(name);
+    let mut found = candidates(sources, key, &os_builds, machine_config);
+    for one in remembered(os_build, sources.os_config, key, &live.entries().await?) {
+        if found.iter().all(|known| known.image != one.image) {
+            found.push(one);
+        }
+    }
     let mut unanswered = None;
-    for candidate in candidates(sources, key, &os_builds, machine_config) {
+    for candidate in found {
         match live.look(&candidate.image, push_secret, false).await {
             Answer::Present { .. } => return Ok(Ok(Some(candidate))),
             Answer::Unknown(why) => {

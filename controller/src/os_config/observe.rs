@@ -106,16 +106,19 @@ pub async fn observe(
     Ok(Some(observed))
 }
 
-/// Asks the registry for the image that is about to be named in the status; an image that was never pushed by a build is taken as it is.
+/// Asks the registry for the image that is about to be named in the status, or that is named there and seems to have gone; an image that was never
+/// pushed by a build is taken as it is.
 async fn look(live: &impl Live, observed: &Observed) -> Answer {
-    let Some(os_build) = super::plan::to_adopt(observed) else {
+    let image_of = |os_build: &MachineOSBuild| -> Option<Reference> {
+        let status = os_build.status.as_ref()?;
+        status.digested_image_push_spec.as_ref()?.parse().ok()
+    };
+    let seems_gone = |one: &&MachineOSBuild| image_of(one).is_some_and(|it| live.is_missing(&it));
+    let adopted = || observed.current().map(AsRef::as_ref).filter(seems_gone);
+    let Some(os_build) = super::plan::to_adopt(observed).or_else(adopted) else {
         return Answer::NotAsked;
     };
-    let image = os_build
-        .status
-        .as_ref()
-        .and_then(|status| status.digested_image_push_spec.as_deref())
-        .and_then(|image| image.parse::<Reference>().ok());
+    let image = image_of(os_build);
     let secret = os_build.annotations().get(annotation::PUSH_SECRET);
     match (image, secret) {
         (Some(image), Some(secret)) if !is_pre_built(os_build) => {

@@ -322,21 +322,21 @@ fn succeeded<'a>(
     now: Timestamp,
 ) -> Decision<'a> {
     let name = current.name_any();
+    if observed.image == Answer::Absent {
+        let told = format!(
+            "the registry no longer has the image of MachineOSBuild {name}: it is built again"
+        );
+        return Decision::new(
+            "image-lost",
+            vec![
+                Step::Tell(Notice::new(Reason::ImageLost, told.clone())),
+                Step::DeleteBuild(Target::of(current.as_ref())),
+            ],
+        )
+        .saying("Building", told);
+    }
     if to_adopt(observed).is_some() {
         match &observed.image {
-            Answer::Absent => {
-                let told = format!(
-                    "the registry no longer has the image of MachineOSBuild {name}: it is built again"
-                );
-                return Decision::new(
-                    "image-lost",
-                    vec![
-                        Step::Tell(Notice::new(Reason::ImageLost, told.clone())),
-                        Step::DeleteBuild(Target::of(current.as_ref())),
-                    ],
-                )
-                .saying("Building", told);
-            }
             Answer::Unknown(why) => {
                 let mut decision = Decision::new("unconfirmed", Vec::new()).saying(
                     "Waiting",
@@ -347,6 +347,7 @@ fn succeeded<'a>(
             }
             // a registry that doesn't let us look was pushed to all the same
             Answer::NotAsked
+            | Answer::Absent
             | Answer::Present { .. }
             | Answer::NoAccess(_)
             | Answer::Refused(_) => {}

@@ -167,11 +167,10 @@ fn only_what_was_not_built_here_can_be_an_index_with_the_image() {
     let repository = IMAGE.parse::<Reference>().unwrap().repository;
     let other = IMAGE.replace("220a", "330b");
     let built = build(fixtures::os_build_with_image(IMAGE), &[]);
-    let mut seeded = build(
+    let seeded = build(
         fixtures::os_build_with_image(IMAGE),
         &[(annotation::PRE_BUILT_IMAGE, IMAGE)],
     );
-    seeded.os_configs = config(adopted).os_configs;
     let mut named = Users {
         nodes: node(annotation::NODE_CURRENT_IMAGE, &other).nodes,
         os_configs: config(adopted).os_configs,
@@ -186,7 +185,7 @@ fn only_what_was_not_built_here_can_be_an_index_with_the_image() {
     for (users, wanted) in [
         (named, vec![other.as_str(), tag]),
         (seeded, vec![IMAGE]),
-        (node("example.com/note", IMAGE), vec![]),
+        (node("example.com/note", IMAGE), vec![IMAGE]),
     ] {
         let found = users.possible_indexes(&repository);
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();

@@ -39,16 +39,23 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
         // the rest is the garbage collector's
         return Plan::new("deleting-done", Vec::new());
     }
+    if observed.is_pushing {
+        return Plan::new("deleting-pod", Vec::new()).again_after(ASK_AGAIN);
+    }
     let refused = |why: &str| {
+        let secret = os_build.annotations().get(annotation::PUSH_SECRET);
+        let remedy = secret.map_or_else(String::new, |secret| {
+            format!(
+                "; let the credentials in secret {secret} read and delete it, or delete it by hand"
+            )
+        });
         let told = format!(
-            "the image of MachineOSBuild {} ({}) stays in the registry: {why}",
+            "the image of MachineOSBuild {} ({}) stays in the registry for now: {why}{remedy}",
             os_build.name_any(),
             image_name(os_build),
         );
         // the right may come back
-        let digest = recorded(os_build).and_then(|image| image.digest);
-        let entry = digest.and_then(|digest| entry(os_build, digest, now));
-        let mut steps = Vec::from_iter(entry.map(Step::Remember));
+        let mut steps = Vec::from_iter(entry_of_last(os_build, now).map(Step::Remember));
         steps.extend([
             Step::Tell(Notice::new(Reason::ImageNotDeleted, told)),
             Step::RemoveFinalizer,
@@ -82,16 +89,13 @@ pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuratio
         Answer::Present { digest, .. } => present(observed, *digest, now, since),
         Answer::Refused(why) => refused(why),
         Answer::NoAccess(why) if since >= CREDENTIAL_LIMIT => refused(why),
-        Answer::Unknown(why) if since >= OUTAGE_LIMIT => {
-            let digest = recorded(os_build).and_then(|image| image.digest);
-            match digest.and_then(|digest| entry(os_build, digest, now)) {
-                Some(entry) => Plan::new(
-                    "deleting-retain",
-                    vec![Step::Remember(entry), Step::RemoveFinalizer],
-                ),
-                None => refused(why),
-            }
-        }
+        Answer::Unknown(why) if since >= OUTAGE_LIMIT => match entry_of_last(os_build, now) {
+            Some(entry) => Plan::new(
+                "deleting-retain",
+                vec![Step::Remember(entry), Step::RemoveFinalizer],
+            ),
+            None => refused(why),
+        },
         Answer::NoAccess(_) | Answer::Unknown(_) => {
             Plan::new("deleting-waiting", Vec::new()).again_after(ASK_AGAIN)
         }
@@ -141,11 +145,14 @@ fn delete(image: Reference, entry: Entry) -> Step {
     }))
 }
 
-/// Deletes what is left of an image that was there once.
+/// Deletes what is left of an image that was there once; from the ledger, if its registry fails for long.
 fn rest(os_build: &MachineOSBuild, now: Timestamp, since: SignedDuration) -> Option<Step> {
-    let image = recorded(os_build).filter(|_| since < OUTAGE_LIMIT)?;
+    let image = recorded(os_build)?;
     let entry = entry(os_build, image.digest?, now)?;
-    Some(delete(image, entry))
+    Some(match since < OUTAGE_LIMIT {
+        true => delete(image, entry),
+        false => Step::Remember(entry),
+    })
 }
 
 /// Deletes what a build that was stopped may have noted of its steps; one that has succeeded did so itself.
@@ -179,15 +186,40 @@ fn entry_to_keep(observed: &Observed, now: Timestamp) -> Option<Entry> {
     })
 }
 
-fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {
+/// Of the image that was recorded, or of one that may have been pushed unseen.
+fn entry_of_last(os_build: &MachineOSBuild, now: Timestamp) -> Option<Entry> {
+    if let Some(digest) = recorded(os_build).and_then(|image| image.digest) {
+        return entry(os_build, digest, now);
+    }
     let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
+    let annotations = os_build.annotations();
+    let begun = [annotation::CONTENT_KEY, annotation::JOB_UID];
+    if !begun.iter().any(|key| annotations.contains_key(*key)) {
+        return None;
+    }
     Some(Entry {
-        image: push.repository.digested(digest).to_string(),
+        unseen_of: Some(os_build.metadata.uid.clone()?),
+        ..entry_for(os_build, &push, now)?
+    })
+}
+
+fn entry(os_build: &MachineOSBuild, digest: Digest, now: Timestamp) -> Option<Entry> {
+    entry_for(os_build, &pushed(os_build, digest)?, now)
+}
+
+fn entry_for(os_build: &MachineOSBuild, image: &Reference, now: Timestamp) -> Option<Entry> {
+    let push: Reference = os_build.spec.rendered_image_push_spec.parse().ok()?;
+    let annotated = |key| os_build.annotations().get(key).cloned();
+    Some(Entry {
+        image: image.to_string(),
         tag: push.tag,
-        push_secret: os_build.annotations().get(annotation::PUSH_SECRET)?.clone(),
+        push_secret: annotated(annotation::PUSH_SECRET)?,
         os_build: os_build.name_any(),
         since: condition::whole_second(now),
         keep: false,
         orphan_of: None,
+        unseen_of: None,
+        content_key: annotated(annotation::CONTENT_KEY),
+        refused_since: None,
     })
 }

@@ -49,6 +49,7 @@ fn seen(os_build: MachineOSBuild) -> Observed {
         os_build,
         preparation: Preparation::NotAsked,
         job: JobState::Absent,
+        is_pushing: false,
         config_maps: Vec::new(),
         secrets: Vec::new(),
         image: Answer::NotAsked,
@@ -268,7 +269,16 @@ fn every_rule_has_its_steps() {
         (
             gone(Answer::Absent, 600),
             "deleting-done",
-            vec!["remove-finalizer"],
+            vec!["remember", "remove-finalizer"],
+            None,
+        ),
+        (
+            Observed {
+                is_pushing: true,
+                ..gone(Answer::Absent, 600)
+            },
+            "deleting-pod",
+            vec![],
             None,
         ),
         // what a stopped build noted goes with it, unless its registry fails to delete it for long
