@@ -1,7 +1,9 @@
 //! What does a MachineConfigPool say about its image? Observe, plan, apply.
 //!
 //! The nodes' own controllers read the pool's condition `ImageBuildDegraded`; the metrics of a pool are set by the same
-//! pass. Everything else of a pool is other people's.
+//! pass. Everything else of a pool is other people's. The machine config operator's node controller writes the same condition, and
+//! when it is False with messages of its own: that it is, and the reason, is what both agree on, so the message is left to whoever was
+//! first.
 //!
 //! | rule | observed | steps |
 //! | --- | --- | --- |
@@ -14,6 +16,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
 
@@ -149,6 +152,12 @@ fn state(observed: &Observed) -> Option<PoolState> {
     })
 }
 
+/// Whether a condition says as much as needs to be said of a build that has not failed. Of one that has, the text names it and is ours word for
+/// word.
+fn agrees(said: &Condition, statement: &Statement) -> bool {
+    !statement.holds && said.status == "False" && said.reason == statement.reason
+}
+
 /// The plan that makes the pool say it, or, if none, say nothing.
 fn write(
     rule: &'static str,
@@ -169,7 +178,8 @@ fn write(
                 .filter(|one| one.type_ == DEGRADED)
                 .map(|one| one.clone().into())
                 .collect();
-            if condition::set(&mut said, statement, now) {
+            let is_said = said.iter().any(|one| agrees(one, &statement));
+            if !is_said && condition::set(&mut said, statement, now) {
                 conditions.retain(|one| one.type_ != DEGRADED);
                 conditions.extend(said.into_iter().map(PoolCondition::from));
             }
@@ -295,6 +305,37 @@ mod tests {
             );
             // said once, it is not written again
             assert_eq!(plan(&observed, fixtures::now()).steps, []);
+        }
+    }
+
+    #[test]
+    fn another_writers_words_are_left_alone_unless_the_build_has_failed() {
+        let others = |status: &str, reason: &str| PoolCondition {
+            type_: DEGRADED.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some("All builds succeeded".to_owned()),
+            ..PoolCondition::default()
+        };
+        let rows = [
+            (Phase::Succeeded, "False", "BuildSuccess", true),
+            (Phase::Building, "False", "Building", true),
+            (Phase::Succeeded, "False", "Building", false),
+            (Phase::Building, "False", "BuildSuccess", false),
+            (Phase::Succeeded, "True", "BuildSuccess", false),
+            (Phase::Failed, "True", "BuildFailed", false),
+            (Phase::Failed, "False", "BuildFailed", false),
+        ];
+        for (phase, status, reason, is_left) in rows {
+            let mut observed = observed(Some("a"), &[("a", phase)]);
+            let mut pool = (*observed.pool).clone();
+            let conditions = &mut pool.status.get_or_insert_default().conditions;
+            conditions
+                .get_or_insert_default()
+                .push(others(status, reason));
+            observed.pool = Arc::new(pool);
+            let steps = plan(&observed, fixtures::now()).steps;
+            assert_eq!(steps.is_empty(), is_left, "{phase:?} {status} {reason}");
         }
     }
 
