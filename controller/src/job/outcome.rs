@@ -1,12 +1,29 @@
 //! How does a Job stand? Job and pods in, one answer out; pure.
+//!
+//! The first that holds decides.
+//!
+//! | seen | outcome |
+//! | --- | --- |
+//! | a pod reports a push | Complete, whatever the Job says of it: the registry is asked for that digest |
+//! | condition Failed or FailureTarget | Failed |
+//! | condition Complete or SuccessCriteriaMet | Complete |
+//! | no such condition, a pod counted as succeeded | Complete |
+//! | no such condition, more counted as failed than are replaced, none active | Failed |
+//! | nothing counted and no pod | Prepared |
+//! | anything else | Building |
 
-use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod};
 use kube::ResourceExt as _;
 use strata_builder::contract::{BuildReport, FailedStep, Failure, Outcome, REPORT_VERSION};
 
 use super::CONTAINER;
+
+/// The reason of a Job whose pods have failed too often.
+const GAVE_UP: &str = "BackoffLimitExceeded";
+
+/// Failed pods that a Job replaces if it says nothing of it: the API's default.
+const DEFAULT_BACKOFF_LIMIT: i32 = 6;
 
 /// How a Job stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,10 +40,8 @@ pub enum JobOutcome {
         /// The pod that its node has not started yet; why not, only events tell.
         starting: Option<Box<Pod>>,
     },
-    /// A pod has ended well; the Job may not have noticed yet.
+    /// A pod has ended well, or has pushed before it was ended; the Job may not have noticed, or have failed all the same.
     Complete {
-        /// When.
-        finished: Option<Timestamp>,
         /// What the builder says; absent if the pod is gone.
         report: Option<BuildReport>,
     },
@@ -39,6 +54,12 @@ pub enum JobOutcome {
     },
 }
 
+/// What a Job says of its failure.
+struct Cause {
+    reason: String,
+    message: Option<String>,
+}
+
 /// How `job` stands, given the pods that it owns.
 #[must_use]
 pub fn outcome(job: &Job, pods: &[Pod]) -> JobOutcome {
@@ -46,34 +67,47 @@ pub fn outcome(job: &Job, pods: &[Pod]) -> JobOutcome {
         let created = pod.creation_timestamp().map(|time| time.0);
         (created, pod.name_any())
     });
-    if let Some(failed) = holds(job, &["Failed", "FailureTarget"]) {
-        return JobOutcome::Failed {
-            message: why(job, failed, newest),
-            report: newest.and_then(report),
-        };
-    }
-    if let Some(complete) = holds(job, &["Complete", "SuccessCriteriaMet"]) {
-        let succeeded = pods.iter().find(|pod| phase(pod) == Some("Succeeded"));
+    // The Job says so a second or two after its pod, or that it took too long; a pushed digest is confirmed with the registry anyway.
+    let mut reports = pods.iter().filter_map(report);
+    if let Some(report) = reports.find(|report| report.pushed().is_some()) {
         return JobOutcome::Complete {
-            finished: complete.last_transition_time.as_ref().map(|time| time.0),
-            report: succeeded.or(newest).and_then(report),
-        };
-    }
-    // The Job says so a second or two after its pod; a pushed digest is confirmed with the registry anyway.
-    let pushed = pods.iter().find_map(|pod| {
-        let finished = terminated(pod)?.finished_at.as_ref().map(|time| time.0);
-        let report = report(pod).filter(|report| report.pushed().is_some())?;
-        Some((finished, report))
-    });
-    if let Some((finished, report)) = pushed {
-        return JobOutcome::Complete {
-            finished,
             report: Some(report),
         };
     }
     let status = job.status.clone().unwrap_or_default();
-    let failed = status.failed.unwrap_or_default();
-    if status.active.unwrap_or_default() == 0 && failed == 0 && newest.is_none() {
+    let (active, failed) = (
+        status.active.unwrap_or_default(),
+        status.failed.unwrap_or_default(),
+    );
+    let replaced = job.spec.as_ref().and_then(|spec| spec.backoff_limit);
+    let ended_by = |condition: &JobCondition| Cause {
+        reason: condition.reason.clone().unwrap_or_default(),
+        message: condition.message.clone(),
+    };
+    let cause = match holds(job, &["Failed", "FailureTarget"]) {
+        Some(condition) => Some(ended_by(condition)),
+        None if holds(job, &["Complete", "SuccessCriteriaMet"]).is_some()
+            || status.succeeded.unwrap_or_default() > 0 =>
+        {
+            let succeeded = pods.iter().find(|pod| phase(pod) == Some("Succeeded"));
+            return JobOutcome::Complete {
+                report: succeeded.or(newest).and_then(report),
+            };
+        }
+        None => {
+            (active == 0 && failed > replaced.unwrap_or(DEFAULT_BACKOFF_LIMIT)).then(|| Cause {
+                reason: GAVE_UP.to_owned(),
+                message: None,
+            })
+        }
+    };
+    if let Some(cause) = cause {
+        return JobOutcome::Failed {
+            message: why(job, &cause, newest),
+            report: newest.and_then(report),
+        };
+    }
+    if active == 0 && failed == 0 && newest.is_none() {
         let suspended = job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true);
         return JobOutcome::Prepared {
             waiting: suspended.then(|| "its Job is suspended".to_owned()),
@@ -125,10 +159,10 @@ fn report(pod: &Pod) -> Option<BuildReport> {
 }
 
 /// Why a Job has failed.
-fn why(job: &Job, failed: &JobCondition, newest: Option<&Pod>) -> String {
-    let reason = failed.reason.as_deref().unwrap_or_default();
+fn why(job: &Job, cause: &Cause, newest: Option<&Pod>) -> String {
+    let Cause { reason, message } = cause;
     let end = newest.and_then(end_of);
-    match (reason, end) {
+    match (reason.as_str(), end) {
         ("DeadlineExceeded", end) => {
             let seconds = job
                 .spec
@@ -141,7 +175,7 @@ fn why(job: &Job, failed: &JobCondition, newest: Option<&Pod>) -> String {
                 .unwrap_or_default();
             format!("the build was not done after {seconds} s{doing}")
         }
-        ("BackoffLimitExceeded", Some(end)) => {
+        (GAVE_UP, Some(end)) => {
             let attempts = job.status.as_ref().and_then(|status| status.failed);
             format!(
                 "gave up after {} attempts: {end}",
@@ -150,11 +184,8 @@ fn why(job: &Job, failed: &JobCondition, newest: Option<&Pod>) -> String {
         }
         (_, Some(end)) => end,
         (_, None) => {
-            let message = failed
-                .message
-                .as_deref()
-                .unwrap_or("its Job gives no reason");
-            match reason {
+            let message = message.as_deref().unwrap_or("its Job gives no reason");
+            match reason.as_str() {
                 "" => message.to_owned(),
                 reason => format!("{reason}: {message}"),
             }

@@ -115,7 +115,6 @@ fn a_complete_job_hands_back_the_report_of_the_pod_that_succeeded() {
     ];
     match outcome(&job(ended("Complete", "")), &pods) {
         JobOutcome::Complete {
-            finished: Some(_),
             report: Some(report),
         } => {
             assert_eq!(report.tier, "userns");
@@ -124,7 +123,7 @@ fn a_complete_job_hands_back_the_report_of_the_pod_that_succeeded() {
     }
     assert!(matches!(
         outcome(&job(ended("Complete", "")), &[]),
-        JobOutcome::Complete { report: None, .. }
+        JobOutcome::Complete { report: None }
     ));
 }
 
@@ -171,22 +170,72 @@ fn a_job_without_an_end_is_prepared_until_there_is_a_pod() {
 }
 
 #[test]
-fn a_pod_that_has_pushed_is_enough_before_the_job_says_so() {
+fn a_pod_that_has_pushed_is_enough_before_the_job_says_so_and_when_it_says_that_it_failed() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let report = json!({
         "version": 1, "tier": "userns", "phases": [],
         "outcome": {"result": "pushed", "digest": digest, "sizeBytes": 1, "layers": 1, "sentBytes": 1},
     })
     .to_string();
-    let job = job(json!({"active": 1}));
     let pushed = pod("Running", terminated(0, "Completed", &report));
-    assert!(matches!(
-        outcome(&job, &[pushed]),
-        JobOutcome::Complete { report: Some(report), .. } if report.pushed().is_some()
-    ));
+    let killed = pod("Failed", terminated(137, "Error", &report));
+    for status in [
+        json!({"active": 1}),
+        ended("Complete", ""),
+        ended("Failed", "DeadlineExceeded"),
+        ended("FailureTarget", "DeadlineExceeded"),
+        json!({"failed": 7}),
+    ] {
+        for pod in [&pushed, &killed] {
+            let outcome = outcome(&job(status.clone()), std::slice::from_ref(pod));
+            assert!(
+                matches!(&outcome, JobOutcome::Complete { report: Some(report) } if report.pushed().is_some()),
+                "{status}: {outcome:?}"
+            );
+        }
+    }
     let failed = pod("Running", terminated(65, "Error", &failure(Value::Null)));
     assert!(matches!(
-        outcome(&job, &[failed]),
+        outcome(&job(json!({"active": 1})), &[failed]),
+        JobOutcome::Building { .. }
+    ));
+}
+
+#[test]
+fn a_job_without_conditions_is_told_by_its_counts() {
+    let broken = || vec![pod("Failed", terminated(75, "Error", ""))];
+    let gave_up =
+        "gave up after 4 attempts: its pod ended with exit code 75 (Error) without a report";
+    let failed = |message: &str| {
+        Some(JobOutcome::Failed {
+            message: message.to_owned(),
+            report: None,
+        })
+    };
+    let complete = || Some(JobOutcome::Complete { report: None });
+    for (status, pods, wanted) in [
+        (json!({"succeeded": 1}), vec![], complete()),
+        (json!({"succeeded": 1, "failed": 4}), vec![], complete()),
+        (json!({"failed": 4}), broken(), failed(gave_up)),
+        (
+            json!({"failed": 4}),
+            vec![],
+            failed("BackoffLimitExceeded: its Job gives no reason"),
+        ),
+        (json!({"failed": 4, "active": 1}), broken(), None),
+        (json!({"failed": 3}), broken(), None),
+    ] {
+        let mut job = job(status.clone());
+        job.spec.get_or_insert_default().backoff_limit = Some(3);
+        let outcome = outcome(&job, &pods);
+        match wanted {
+            Some(wanted) => assert_eq!(outcome, wanted, "{status}"),
+            None => assert!(matches!(outcome, JobOutcome::Building { .. }), "{status}"),
+        }
+    }
+    // by the API's default six are replaced
+    assert!(matches!(
+        outcome(&job(json!({"failed": 6})), &broken()),
         JobOutcome::Building { .. }
     ));
 }
