@@ -22,6 +22,39 @@ const FOUND: &[(&str, &str)] = &[
          pass 0
          pass 0",
     ),
+    (
+        "a build that was wanted again after a crash between its Job's deletion and the note of why stayed interrupted",
+        "pool-bad 0
+         create 0
+         edit 0
+         calm 5
+         pool-well 0
+         tell 0
+         # the config has nothing to do; the build starts: one pass each for its plan, each step, ConfigMap and Secret, and its Job
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         pass 0
+         edit 2
+         tell 0
+         # the build, not the config
+         pass 1
+         pass 0
+         stop 0
+         edit 0",
+    ),
 ];
 
 #[test]

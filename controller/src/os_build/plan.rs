@@ -17,7 +17,7 @@
 //! | cleanup | ended, objects are left that it no longer needs | delete them | unchanged, for ever |
 //! | settled | ended | – | unchanged, for ever |
 //! | orphaned | not ended, no config controls it | – | unchanged |
-//! | superseded | the config wants another build | DeleteJob, Annotate, SetBuildStatus | Interrupted |
+//! | superseded | the config wants another build | Annotate (by which), DeleteJob, SetBuildStatus, Tell | Interrupted |
 //! | seeded | stands for a pre-built image | SetBuildStatus | Succeeded |
 //! | invalid | what it is made from can't be built | SetBuildStatus, Tell | Failed |
 //! | claim | an earlier build has the image that it would make | Annotate | Initial |
@@ -160,16 +160,16 @@ fn ended(observed: &Observed, phase: Phase) -> Plan {
 }
 
 fn superseded(observed: &Observed, wanted: &str, now: Timestamp) -> Plan {
-    let mut steps = Vec::new();
+    // first, so that a build whose Job is gone when it is wanted again is known to be one to restart
+    let mut steps = annotate(
+        &observed.os_build,
+        &[(annotation::SUPERSEDED_BY, Some(wanted))],
+    );
     if let JobState::Present(job) = &observed.job
         && !job.is_going
     {
         steps.push(Step::DeleteJob(job.target.clone()));
     }
-    steps.extend(annotate(
-        &observed.os_build,
-        &[(annotation::SUPERSEDED_BY, Some(wanted))],
-    ));
     let detail = format!("superseded by MachineOSBuild {wanted}");
     steps.extend(say(observed, Phase::Interrupted, Some(&detail), now));
     steps.push(Step::Tell(Notice::new(Reason::BuildInterrupted, detail)));

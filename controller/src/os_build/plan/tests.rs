@@ -470,7 +470,7 @@ fn every_rule_has_its_steps() {
                 ..with_job(Building, running())
             },
             "superseded",
-            vec!["delete-job", "annotate", "set-build-status", "tell"],
+            vec!["annotate", "delete-job", "set-build-status", "tell"],
             Some(Interrupted),
         ),
         (
