@@ -113,6 +113,8 @@ pub mod annotation {
     pub const BUILD_ANEW: &str = "strata.image-mode.dev/build-anew";
     /// On a MachineOSBuild that was interrupted for a newer one: that one's name. If it is wanted again, it is built again.
     pub const SUPERSEDED_BY: &str = "strata.image-mode.dev/superseded-by";
+    /// On a MachineOSBuild: since when the registry has been asked in vain for the image that its Job has pushed, or may have.
+    pub const UNCONFIRMED_SINCE: &str = "strata.image-mode.dev/unconfirmed-since";
     /// By an administrator. On a MachineOSBuild, with any value but `false`: its image stays, also when the build is deleted. On a MachineOSConfig: images by digest, separated by commas, that stay as long as the config does.
     pub const KEEP_IMAGE: &str = "strata.image-mode.dev/keep-image";
     /// By an administrator, on a MachineOSConfig: how many of its newest builds stay, or `all`.

@@ -29,9 +29,9 @@
 //! | refused | the apiserver refused what `start` makes | SetBuildStatus, Tell | Initial |
 //! | start | all is there | Annotate, CreateObjects, SetBuildStatus, Tell | Prepared |
 //! | running | its Job hasn't ended | SetBuildStatus | Prepared or Building |
-//! | vanished | its Job is gone, the registry has no image of it | SetBuildStatus, Tell | Interrupted |
-//! | failed | its Job failed, the registry has no image of it | SetBuildStatus, Tell | Failed |
-//! | unconfirmed | its Job has ended, the registry doesn't tell an image of it | SetBuildStatus | Building, then Failed |
+//! | vanished | its Job is gone, the registry has no image of it, or hasn't let us look for long | SetBuildStatus, Tell | Interrupted |
+//! | failed | its Job failed, the same | SetBuildStatus, Tell | Failed |
+//! | unconfirmed | its Job has ended or is gone, the registry doesn't tell an image of it | Annotate (since when), SetBuildStatus | Building, then Failed if it says for long that there is none |
 //! | succeeded | the registry has its image | Annotate, SetBuildStatus, Tell | Succeeded |
 
 mod deletion;
@@ -57,8 +57,9 @@ use crate::phase::{self, Phase};
 use crate::plan::{Plan, Step};
 use crate::registries::Answer;
 
-/// A registry may serve a manifest some moments after it took it; a minute is far beyond that.
-const CONFIRMATION_LIMIT: SignedDuration = SignedDuration::from_secs(60);
+/// A registry may serve a manifest some moments after it took it; a minute is far beyond that. It begins at the first look in vain, since nobody
+/// may have looked before.
+pub(crate) const CONFIRMATION_LIMIT: SignedDuration = SignedDuration::from_secs(60);
 
 /// Until the next look at a registry that didn't answer as wanted.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -323,71 +324,104 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
                 None => plan,
             }
         }
-        Some(JobOutcome::Complete { finished, report }) => {
-            let finished = finished.or(job.created).unwrap_or(now);
-            complete(observed, report.as_ref(), now, now.duration_since(finished))
+        Some(JobOutcome::Complete { report }) => complete(observed, report.as_ref(), now),
+        Some(JobOutcome::Failed { message, report }) => {
+            failed(observed, message, report.as_ref(), now)
         }
-        Some(JobOutcome::Failed { message, report }) => match confirmed(observed) {
-            // its pod was lost after the push
-            Some(digest) if report.is_none() => succeeded(observed, digest, None, now),
-            None if let Answer::Unknown(why) = &observed.image => {
-                let detail = format!("its Job failed, whether after the push isn't known: {why}");
-                let steps = say(observed, Phase::Building, Some(&detail), now);
-                Plan::new("unconfirmed", steps).again_after(ASK_AGAIN)
-            }
-            _ => {
-                let remedy = report.as_ref().and_then(|report| {
-                    let Outcome::Failed(failure) = &report.outcome else {
-                        return None;
-                    };
-                    credentials_to_change(&observed.os_build, failure.refused_by.as_deref()?)
-                });
-                let message = match remedy {
-                    Some(remedy) => format!("{message}\n{remedy}"),
-                    None => message.clone(),
-                };
-                let mut plan = fail(observed, "failed", &message, now);
-                plan.steps
-                    .push(tell(Reason::JobFailed, "the Job made no image"));
-                plan
-            }
-        },
     };
     steps.extend(plan.steps);
     Plan { steps, ..plan }
 }
 
-fn complete(
+fn failed(
     observed: &Observed,
+    message: &str,
     report: Option<&BuildReport>,
     now: Timestamp,
-    since: SignedDuration,
 ) -> Plan {
+    if report.is_none() {
+        // its pod was lost after the push
+        if let Some(digest) = confirmed(observed) {
+            return succeeded(observed, digest, None, now);
+        }
+        if let Some(why) = untold(observed, now) {
+            let detail = format!("its Job failed, whether after the push isn't known: {why}");
+            return unconfirmed(observed, &detail, now);
+        }
+    }
+    let remedy = report.and_then(|report| {
+        let Outcome::Failed(failure) = &report.outcome else {
+            return None;
+        };
+        credentials_to_change(&observed.os_build, failure.refused_by.as_deref()?)
+    });
+    let message = match remedy {
+        Some(remedy) => format!("{message}\n{remedy}"),
+        None => message.to_owned(),
+    };
+    let mut plan = fail(observed, "failed", &message, now);
+    plan.steps
+        .push(tell(Reason::JobFailed, "the Job made no image"));
+    plan
+}
+
+fn complete(observed: &Observed, report: Option<&BuildReport>, now: Timestamp) -> Plan {
     if let Some(digest) = confirmed(observed) {
         return succeeded(observed, digest, report, now);
     }
-    let why = match &observed.image {
-        Answer::NoAccess(why) | Answer::Refused(why) | Answer::Unknown(why) => why.clone(),
-        Answer::Present { .. } => format!(
-            "{} in the registry is an image of another build",
-            observed.os_build.spec.rendered_image_push_spec
+    let (why, is_known) = match &observed.image {
+        // a registry or a secret that comes back, or a right, may still confirm it
+        Answer::NoAccess(why) | Answer::Refused(why) | Answer::Unknown(why) => (why.clone(), false),
+        Answer::Present { .. } => (
+            format!(
+                "{} in the registry is an image of another build",
+                observed.os_build.spec.rendered_image_push_spec
+            ),
+            true,
         ),
-        Answer::Absent | Answer::NotAsked => {
-            format!("the registry has no {}", image_name(&observed.os_build))
-        }
+        Answer::Absent | Answer::NotAsked => (
+            format!("the registry has no {}", image_name(&observed.os_build)),
+            true,
+        ),
     };
-    // a registry or a secret that comes back may still confirm it
-    let is_unknown = matches!(observed.image, Answer::Unknown(_) | Answer::NoAccess(_));
-    if since >= CONFIRMATION_LIMIT && !is_unknown {
-        let message = format!("its Job is complete, but the image can't be confirmed: {why}");
+    if is_known && is_overdue(&observed.os_build, now) {
+        let message = format!("its image was pushed, but can't be confirmed: {why}");
         return fail(observed, "unconfirmed", &message, now);
     }
-    let detail = format!("pushed, not confirmed yet: {why}");
-    Plan::new(
-        "unconfirmed",
-        say(observed, Phase::Building, Some(&detail), now),
-    )
-    .again_after(ASK_AGAIN)
+    unconfirmed(observed, &format!("pushed, not confirmed yet: {why}"), now)
+}
+
+/// Says what isn't known, notes since when, and looks again.
+fn unconfirmed(observed: &Observed, detail: &str, now: Timestamp) -> Plan {
+    let os_build = &observed.os_build;
+    let mut steps = Vec::new();
+    if unconfirmed_since(os_build).is_none() {
+        let since = condition::whole_second(now).to_string();
+        steps = annotate(os_build, &[(annotation::UNCONFIRMED_SINCE, Some(&since))]);
+    }
+    steps.extend(say(observed, Phase::Building, Some(detail), now));
+    Plan::new("unconfirmed", steps).again_after(ASK_AGAIN)
+}
+
+fn unconfirmed_since(os_build: &MachineOSBuild) -> Option<Timestamp> {
+    let noted = os_build.annotations().get(annotation::UNCONFIRMED_SINCE)?;
+    noted.parse().ok()
+}
+
+/// Whether the registry has been looked at in vain for long.
+fn is_overdue(os_build: &MachineOSBuild, now: Timestamp) -> bool {
+    unconfirmed_since(os_build).is_some_and(|since| now.duration_since(since) >= CONFIRMATION_LIMIT)
+}
+
+/// Why it can't be told yet whether a build whose Job says nothing of it has pushed.
+fn untold(observed: &Observed, now: Timestamp) -> Option<&str> {
+    match &observed.image {
+        Answer::Unknown(why) => Some(why),
+        Answer::NoAccess(why) | Answer::Refused(why) => {
+            (!is_overdue(&observed.os_build, now)).then_some(why)
+        }
+        Answer::NotAsked | Answer::Absent | Answer::Present { .. } => None,
+    }
 }
 
 /// The digest of this build's image, if the registry has it. By digest it was asked for what the builder reported; by tag the build's UID counts, or
@@ -413,12 +447,13 @@ fn vanished(observed: &Observed, now: Timestamp) -> Plan {
     if let Some(digest) = confirmed(observed) {
         return succeeded(observed, digest, None, now);
     }
-    if let Answer::Unknown(_) = observed.image {
-        return Plan::new("vanished", Vec::new()).again_after(ASK_AGAIN);
+    let job = name::job(&observed.os_build.name_any());
+    if let Some(why) = untold(observed, now) {
+        let detail = format!("Job {job} is gone, whether after its push isn't known: {why}");
+        return unconfirmed(observed, &detail, now);
     }
     let detail = format!(
-        "Job {} was deleted; the annotation {} on the MachineOSConfig builds again",
-        name::job(&observed.os_build.name_any()),
+        "Job {job} was deleted; the annotation {} on the MachineOSConfig builds again",
         annotation::REBUILD
     );
     let mut steps = say(observed, Phase::Interrupted, Some(&detail), now);

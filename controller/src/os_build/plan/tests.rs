@@ -75,7 +75,7 @@ fn job(outcome: JobOutcome) -> JobState {
 
 /// A complete Job of the incumbent, whose pod left this digest.
 fn left(hex: &str) -> JobState {
-    match complete(None, 1) {
+    match complete(None) {
         JobState::Present(mut job) => {
             job.left_digest = Some(format!("sha256:{hex}").parse().unwrap());
             JobState::Present(job)
@@ -108,11 +108,19 @@ fn report() -> BuildReport {
     }
 }
 
-fn complete(report: Option<BuildReport>, seconds_ago: i64) -> JobState {
-    job(JobOutcome::Complete {
-        finished: Some(now() - SignedDuration::from_secs(seconds_ago)),
-        report,
-    })
+fn complete(report: Option<BuildReport>) -> JobState {
+    job(JobOutcome::Complete { report })
+}
+
+/// The registry has been asked for its image in vain since then.
+fn asked(observed: Observed, seconds_ago: i64) -> Observed {
+    let since = now() - SignedDuration::from_secs(seconds_ago);
+    let mut observed = observed;
+    observed
+        .os_build
+        .annotations_mut()
+        .insert(annotation::UNCONFIRMED_SINCE.to_owned(), since.to_string());
+    observed
 }
 
 fn present(build_uid: Option<&str>) -> Answer {
@@ -203,6 +211,9 @@ fn every_rule_has_its_steps() {
             report,
         })
     };
+    let unknown = || Answer::Unknown("no".to_owned());
+    let no_access = || Answer::NoAccess("no".to_owned());
+    let not_allowed = || Answer::Refused("no".to_owned());
     let unguarded = |mut build: MachineOSBuild| {
         build.metadata.finalizers = None;
         build
@@ -577,10 +588,40 @@ fn every_rule_has_its_steps() {
             Some(Interrupted),
         ),
         (
-            with_image(Building, JobState::Absent, Answer::Unknown("no".to_owned())),
+            with_image(Building, JobState::Absent, unknown()),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(Prepared, JobState::Absent, no_access()),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(Building, JobState::Absent, not_allowed()),
+            "unconfirmed",
+            vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            asked(with_image(Building, JobState::Absent, not_allowed()), 59),
+            "unconfirmed",
+            vec!["set-build-status"],
+            Some(Building),
+        ),
+        (
+            asked(with_image(Building, JobState::Absent, not_allowed()), 60),
             "vanished",
-            vec![],
-            None,
+            vec!["set-build-status", "tell", "tell"],
+            Some(Interrupted),
+        ),
+        (
+            asked(with_image(Building, JobState::Absent, unknown()), 60),
+            "unconfirmed",
+            vec!["set-build-status"],
+            Some(Building),
         ),
         (
             with_image(Building, JobState::Absent, present(Some("build-uid"))),
@@ -601,10 +642,28 @@ fn every_rule_has_its_steps() {
             Some(Failed),
         ),
         (
-            with_image(Building, failed(None), Answer::Unknown("no".to_owned())),
+            with_image(Building, failed(None), unknown()),
             "unconfirmed",
-            vec!["annotate", "set-build-status"],
+            vec!["annotate", "annotate", "set-build-status"],
             Some(Building),
+        ),
+        (
+            with_image(Building, failed(None), not_allowed()),
+            "unconfirmed",
+            vec!["annotate", "annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            asked(with_image(Building, failed(None), not_allowed()), 60),
+            "failed",
+            vec!["annotate", "set-build-status", "tell", "tell"],
+            Some(Failed),
+        ),
+        (
+            asked(with_image(Building, failed(None), no_access()), 60),
+            "failed",
+            vec!["annotate", "set-build-status", "tell", "tell"],
+            Some(Failed),
         ),
         (
             with_image(Building, failed(None), present(Some("build-uid"))),
@@ -612,42 +671,62 @@ fn every_rule_has_its_steps() {
             vec!["annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
         ),
+        // however long ago it has ended, the first look is not the last
         (
-            with_image(Building, complete(Some(report()), 1), Answer::Absent),
+            with_image(Building, complete(Some(report())), Answer::Absent),
+            "unconfirmed",
+            vec!["annotate", "annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            asked(
+                with_image(Building, complete(Some(report())), Answer::Absent),
+                59,
+            ),
             "unconfirmed",
             vec!["annotate", "set-build-status"],
             Some(Building),
         ),
         (
-            with_image(Building, complete(Some(report()), 61), Answer::Absent),
+            asked(
+                with_image(Building, complete(Some(report())), Answer::Absent),
+                60,
+            ),
             "unconfirmed",
             vec!["annotate", "set-build-status", "tell"],
             Some(Failed),
         ),
         (
-            with_image(
-                Building,
-                complete(Some(report()), 61),
-                Answer::Unknown("no".to_owned()),
+            asked(
+                with_image(Building, complete(Some(report())), unknown()),
+                60,
             ),
             "unconfirmed",
             vec!["annotate", "set-build-status"],
             Some(Building),
         ),
         (
-            with_image(
-                Building,
-                complete(Some(report()), 61),
-                Answer::NoAccess("no".to_owned()),
+            asked(
+                with_image(Building, complete(Some(report())), no_access()),
+                60,
             ),
             "unconfirmed",
             vec!["annotate", "set-build-status"],
             Some(Building),
         ),
         (
-            with_image(Building, complete(None, 1), present(None)),
+            asked(
+                with_image(Building, complete(Some(report())), not_allowed()),
+                60,
+            ),
             "unconfirmed",
             vec!["annotate", "set-build-status"],
+            Some(Building),
+        ),
+        (
+            with_image(Building, complete(None), present(None)),
+            "unconfirmed",
+            vec!["annotate", "annotate", "set-build-status"],
             Some(Building),
         ),
         (
@@ -659,23 +738,23 @@ fn every_rule_has_its_steps() {
         (
             with_image(Building, left(&HEX.replace("220a", "330b")), present(None)),
             "unconfirmed",
-            vec!["annotate", "set-build-status"],
+            vec!["annotate", "annotate", "set-build-status"],
             Some(Building),
         ),
         (
-            with_image(Building, complete(None, 1), present(Some("build-uid"))),
+            with_image(Building, complete(None), present(Some("build-uid"))),
             "succeeded",
             vec!["annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
         ),
         (
-            with_image(Building, complete(Some(report()), 1), present(None)),
+            with_image(Building, complete(Some(report())), present(None)),
             "succeeded",
             vec!["annotate", "annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
         ),
         (
-            with_image(Initial, complete(Some(report()), 1), present(None)),
+            with_image(Initial, complete(Some(report())), present(None)),
             "succeeded",
             vec!["annotate", "annotate", "set-build-status", "tell", "tell"],
             Some(Succeeded),
@@ -747,11 +826,41 @@ fn a_pod_that_is_not_started_is_looked_at_again_though_no_watch_tells_why() {
 }
 
 #[test]
+fn a_registry_that_is_asked_in_vain_is_noted_once_and_asked_again() {
+    let mut observed = Observed {
+        job: complete(Some(report())),
+        image: Answer::Refused("403".to_owned()),
+        ..seen(build_in(Phase::Building))
+    };
+    let first = plan(&observed, now());
+    assert_eq!(first.requeue, Requeue::After(ASK_AGAIN));
+    for step in first.steps {
+        match step {
+            Step::Annotate(changes) => {
+                for (key, value) in changes {
+                    let annotations = observed.os_build.annotations_mut();
+                    annotations.insert(key.to_owned(), value.unwrap());
+                }
+            }
+            Step::SetBuildStatus(status) => observed.os_build.status = Some(*status),
+            other => panic!("{other:?}"),
+        }
+    }
+    let later = now() + SignedDuration::from_secs(7200);
+    let again = plan(&observed, later);
+    assert_eq!((again.rule, again.steps), ("unconfirmed", Vec::new()));
+    assert_eq!(again.requeue, Requeue::After(ASK_AGAIN));
+    observed.image = Answer::Absent;
+    let (rule, _, phase) = told(&plan(&observed, later));
+    assert_eq!((rule, phase), ("unconfirmed", Some(Phase::Failed)));
+}
+
+#[test]
 fn a_build_that_ends_within_its_first_second_ends_a_second_after_its_start() {
     let mut build = build_in(Phase::Building);
     build.status.get_or_insert_default().build_start = Some(Time(now()));
     let observed = Observed {
-        job: complete(Some(report()), 0),
+        job: complete(Some(report())),
         image: present(None),
         ..seen(build)
     };
