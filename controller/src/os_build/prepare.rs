@@ -205,6 +205,9 @@ async fn reusable(
     for candidate in found {
         match live.look(&candidate.image, push_secret, false).await {
             Answer::Present { .. } => return Ok(Ok(Some(candidate))),
+            Answer::Absent => {}
+            // its registry need not know our push secret: it is taken as it was when it was given
+            _ if candidate.is_pre_built => return Ok(Ok(Some(candidate))),
             Answer::Unknown(why) => {
                 unanswered.get_or_insert_with(|| {
                     format!(
@@ -213,8 +216,8 @@ async fn reusable(
                     )
                 });
             }
-            // gone; or a secret or registry of which the preparations of a build tell more
-            Answer::Absent | Answer::NoAccess(_) | Answer::Refused(_) | Answer::NotAsked => {}
+            // a secret or registry of which the preparations of a build tell more
+            Answer::NoAccess(_) | Answer::Refused(_) | Answer::NotAsked => {}
         }
     }
     Ok(unanswered.map_or(Ok(None), Err))
