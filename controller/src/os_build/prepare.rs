@@ -121,7 +121,7 @@ pub async fn prepare(
         Ok(rendered) => rendered,
         Err(error) => return Ok(Preparation::Invalid(chain(&error))),
     };
-    let credentials = match credentials(live, &inputs).await? {
+    let credentials = match credentials(live, &inputs, controller_config.is_some()).await? {
         Ok(credentials) => credentials,
         Err(what) => return Ok(Preparation::Waiting(what)),
     };
@@ -223,10 +223,12 @@ async fn reusable(
     Ok(unanswered.map_or(Ok(None), Err))
 }
 
-/// The credentials, or what is wrong with them.
+/// The credentials, or what is wrong with them. Where there is a ControllerConfig there is a machine config operator, `has_operator`, which makes the
+/// global pull secret when the first MachineOSConfig has appeared.
 async fn credentials(
     live: &impl Live,
     inputs: &BuildInputs,
+    has_operator: bool,
 ) -> Result<Result<Credentials, String>, Error> {
     let namespace = live.namespace();
     let field = |field: &str, secret: &str| {
@@ -254,6 +256,12 @@ async fn credentials(
             Err(error) => return Ok(Err(chain(&error))),
         },
         (None, Some(name)) => return Ok(Err(field("baseImagePullSecret", name))),
+        (None, None) if has_operator => {
+            return Ok(Err(format!(
+                "secret {DEFAULT_PULL_SECRET} does not exist in namespace {namespace} yet: the machine config operator makes it; without one, make it, or name another in spec.baseImagePullSecret.name of MachineOSConfig {}",
+                inputs.os_config
+            )));
+        }
         // plain Kubernetes has no global pull secret: public images need none
         (None, None) => DockerConfig::anonymous(),
     };
