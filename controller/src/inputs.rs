@@ -151,25 +151,15 @@ pub enum InputError {
     /// A file that says how to pull, and can't be used.
     #[error(transparent)]
     EtcContainers(#[from] FileError),
-    /// Several Containerfiles besides the one for all architectures.
+    /// Containerfiles, but none that can be built for.
     #[error(
-        "MachineOSConfig {os_config} has Containerfiles for {architectures} in spec.containerFile; a build is for one architecture, so leave one of them, or one for NoArch"
-    )]
-    Architectures {
-        /// The MachineOSConfig.
-        os_config: String,
-        /// Joined by commas.
-        architectures: String,
-    },
-    /// A Containerfile for an architecture that can't be built for.
-    #[error(
-        "MachineOSConfig {os_config} has a Containerfile for {architecture} in spec.containerFile, but builds are for {ours} only here"
+        "MachineOSConfig {os_config} has Containerfiles for {architectures} only in spec.containerFile, but builds are for {ours} here: add one for {ours} or for NoArch"
     )]
     OtherArchitecture {
         /// The MachineOSConfig.
         os_config: String,
-        /// Of the Containerfile.
-        architecture: &'static str,
+        /// Of the Containerfiles, joined by commas.
+        architectures: String,
         /// What is built for.
         ours: &'static str,
     },
@@ -185,8 +175,7 @@ impl Classify for InputError {
             | InputError::Reference { .. }
             | InputError::NoDigest { .. }
             | InputError::OtherArchitecture { .. }
-            | InputError::TooLong { .. }
-            | InputError::Architectures { .. } => Class::CONTENT,
+            | InputError::TooLong { .. } => Class::CONTENT,
             InputError::Yaml { source, .. } => source.class(),
             InputError::EtcContainers(source) => source.class(),
         }
@@ -519,31 +508,27 @@ fn spec_document(os_config: &MachineOSConfig) -> Value {
     document
 }
 
-/// The Containerfile for all architectures; without one the only one there is, if it is for ours.
+/// The Containerfile for all architectures; without one that for ours. Those for others are left alone, as by the incumbent, but there must be one to
+/// build: an image without what the administrator wrote is none that anybody asked for.
 fn chosen(os_config: &MachineOSConfig) -> Result<Option<OsContainerfile>, InputError> {
     let files = os_config.spec.container_file.as_deref().unwrap_or_default();
     let ours = ContainerfileArch::OURS;
-    let for_all = files
-        .iter()
-        .find(|file| file.containerfile_arch == ContainerfileArch::NoArch);
-    match (for_all, files) {
-        (Some(file), _) => Ok(Some(file.clone())),
-        (None, [file]) if file.containerfile_arch.node_label() == ours.node_label() => {
-            Ok(Some(file.clone()))
-        }
-        (None, [file]) => Err(InputError::OtherArchitecture {
-            os_config: os_config.name_any(),
-            architecture: file.containerfile_arch.as_str(),
-            ours: ours.as_str(),
-        }),
-        (None, []) => Ok(None),
-        (None, [_, ..]) => Err(InputError::Architectures {
+    let of = |arch| {
+        files
+            .iter()
+            .find(move |file| file.containerfile_arch == arch)
+    };
+    match of(ContainerfileArch::NoArch).or_else(|| of(ours)) {
+        Some(file) => Ok(Some(file.clone())),
+        None if files.is_empty() => Ok(None),
+        None => Err(InputError::OtherArchitecture {
             os_config: os_config.name_any(),
             architectures: files
                 .iter()
                 .map(|file| file.containerfile_arch.as_str())
                 .collect::<Vec<_>>()
                 .join(", "),
+            ours: ours.as_str(),
         }),
     }
 }

@@ -116,7 +116,7 @@ fn what_cannot_be_built_from_is_named_with_object_and_field() {
                 let file = fixtures::containerfile(ContainerfileArch::S390x);
                 config.spec.container_file = Some(vec![file]);
             },
-            "MachineOSConfig worker has a Containerfile for S390X in spec.containerFile, but builds are for AMD64 only here",
+            "MachineOSConfig worker has Containerfiles for S390X only in spec.containerFile, but builds are for AMD64 here: add one for AMD64 or for NoArch",
         ),
         (
             |_, _, config| config.spec.rendered_image_push_spec = "quay.io/Org/Repo:x".to_owned(),
@@ -138,7 +138,7 @@ fn what_cannot_be_built_from_is_named_with_object_and_field() {
                     fixtures::containerfile(ContainerfileArch::S390x),
                 ]);
             },
-            "MachineOSConfig worker has Containerfiles for ARM64, S390X in spec.containerFile; a build is for one architecture, so leave one of them, or one for NoArch",
+            "MachineOSConfig worker has Containerfiles for ARM64, S390X only in spec.containerFile, but builds are for AMD64 here: add one for AMD64 or for NoArch",
         ),
     ];
     for (change, wanted) in cases {
@@ -158,6 +158,33 @@ fn what_cannot_be_built_from_is_named_with_object_and_field() {
         .unwrap_err();
         assert_eq!(error.to_string(), wanted);
         assert_eq!(error.class(), Class::CONTENT);
+    }
+}
+
+#[test]
+fn of_several_containerfiles_the_one_for_all_architectures_is_built_else_the_one_for_ours() {
+    use ContainerfileArch::{Arm64, NoArch, S390x};
+    let ours = ContainerfileArch::OURS;
+    for (archs, chosen) in [
+        (vec![], None),
+        (vec![ours, S390x], Some(ours)),
+        (vec![Arm64, S390x, ours], Some(ours)),
+        (vec![ours, S390x, NoArch], Some(NoArch)),
+        (vec![S390x, NoArch], Some(NoArch)),
+    ] {
+        let mut os_config = fixtures::os_config();
+        let files = archs.iter().copied().map(fixtures::containerfile);
+        os_config.spec.container_file = Some(files.collect());
+        let inputs = BuildInputs::new(Sources {
+            pool: &fixtures::pool(),
+            machine_config: &fixtures::machine_config(),
+            os_config: &os_config,
+            controller_config: None,
+            optional: OptionalMounts::default(),
+        })
+        .unwrap();
+        let found = inputs.containerfile.map(|file| file.containerfile_arch);
+        assert_eq!(found, chosen, "{archs:?}");
     }
 }
 
