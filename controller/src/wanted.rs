@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 use strata_builder::error::chain;
 
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSConfig};
-use crate::inputs::{BuildInputs, OptionalMounts, Sources};
+use crate::inputs::{BuildInputs, OptionalMounts, Sources, build_name};
 
 /// What a config wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,17 +16,23 @@ pub enum Wanted {
     Build(Box<BuildInputs>),
     /// Nothing yet: what is missing, for a reader.
     Waiting(String),
-    /// Nothing until an object is changed: which one and how.
-    Invalid(String),
+    /// Nothing is begun until an object is changed. But a build of that content may be there, made by the incumbent, which judges otherwise.
+    Invalid {
+        /// Which object, and how.
+        why: String,
+        /// The name of such a build, if that can be told.
+        name: Option<String>,
+    },
 }
 
 impl Wanted {
-    /// The build's name, if it has one.
+    /// The name of the build with that content, if it can be told, whether one may be begun or not.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         match self {
             Wanted::Build(inputs) => Some(inputs.name.as_str()),
-            Wanted::Waiting(_) | Wanted::Invalid(_) => None,
+            Wanted::Invalid { why: _, name } => name.as_deref(),
+            Wanted::Waiting(_) => None,
         }
     }
 }
@@ -61,7 +67,12 @@ pub fn wanted(
     };
     match BuildInputs::new(sources) {
         Ok(inputs) => Wanted::Build(Box::new(inputs)),
-        Err(error) => Wanted::Invalid(chain(&error)),
+        Err(error) => Wanted::Invalid {
+            why: chain(&error),
+            name: build_name(pool, machine_config, os_config)
+                .ok()
+                .map(|name| name.to_string()),
+        },
     }
 }
 
@@ -120,9 +131,17 @@ mod tests {
         assert_eq!(whole.name(), Some(fixtures::inputs().name.as_str()));
         let mut wrong = os_config;
         wrong.spec.rendered_image_push_spec = "quay.io/org/Repo:latest".to_owned();
+        let named = build_name(&pool, &machine_config, &wrong).unwrap();
         assert!(matches!(
             wanted(&wrong, Some(&pool), Some(&machine_config)),
-            Wanted::Invalid(told) if told.contains("spec.renderedImagePushSpec")
+            Wanted::Invalid { why, name }
+                if why.contains("spec.renderedImagePushSpec") && name == Some(named.to_string())
+        ));
+        let mut unnamed = machine_config;
+        unnamed.metadata.annotations = None;
+        assert!(matches!(
+            wanted(&wrong, Some(&pool), Some(&unnamed)),
+            Wanted::Invalid { why, name: None } if why.contains("annotation")
         ));
     }
 

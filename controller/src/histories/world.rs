@@ -232,7 +232,7 @@ impl World {
         }
         for n in 0..2 {
             let wanted = self.os_configs.nth(n).map(|one| self.wanted(one));
-            if matches!(wanted, Some(Wanted::Invalid(_))) {
+            if matches!(wanted, Some(Wanted::Invalid { .. })) {
                 self.edit(n);
             }
         }

@@ -26,6 +26,7 @@ use crate::registries::Answer;
 use crate::reuse::is_pre_built;
 use crate::trial;
 use crate::usage::Use;
+use crate::wanted::Wanted;
 
 /// A MachineOSBuild and all that its plan depends on.
 #[derive(Clone, Debug)]
@@ -154,7 +155,10 @@ async fn look(live: &impl Live, cached: &MachineOSBuild) -> Result<Option<Observ
         return Ok(Some(observed));
     };
     let (wanted, pool) = live.wanted(&os_config);
-    observed.wanted = wanted.name().map(str::to_owned);
+    observed.wanted = wanted
+        .name()
+        .filter(|name| may_be(live, &wanted, name))
+        .map(str::to_owned);
     if observed.wanted.as_deref() == Some(&name)
         && observed.job == JobState::Absent
         && Phase::of_build(&os_build) == Phase::Initial
@@ -165,6 +169,18 @@ async fn look(live: &impl Live, cached: &MachineOSBuild) -> Result<Option<Observ
     }
     observed.image = image_of(live, &observed).await;
     Ok(Some(observed))
+}
+
+/// Whether the build `name` is wanted: one that can't be begun is if it has succeeded.
+fn may_be(live: &impl Live, wanted: &Wanted, name: &str) -> bool {
+    match wanted {
+        Wanted::Build(_) => true,
+        Wanted::Waiting(_) => false,
+        Wanted::Invalid { .. } => live.cache().os_builds.get(name).is_some_and(|os_build| {
+            Phase::of_build(&os_build) == Phase::Succeeded
+                && os_build.metadata.deletion_timestamp.is_none()
+        }),
+    }
 }
 
 /// The config that controls `os_build`.

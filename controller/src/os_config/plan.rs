@@ -7,7 +7,7 @@
 //! | --- | --- | --- |
 //! | deleting | deleted | DeleteBuild of each build; when none is left Tell, RemoveFinalizer |
 //! | guard | no finalizer | AddFinalizer |
-//! | invalid | the build can't be named, or the seed is no digest | – |
+//! | invalid | the build can't be named, or can't be built and none has succeeded, or the seed is no digest | – |
 //! | waiting | pool or rendered MachineConfig absent | – |
 //! | rebuild-requested | rebuild annotation, the wanted build exists | DeleteBuild |
 //! | seed | pre-built annotation, nothing built before or asked for | CreateBuild that stands for the image |
@@ -167,7 +167,7 @@ fn decide(observed: &Observed, now: Timestamp) -> Decision<'_> {
         return Decision::new("guard", vec![Step::AddFinalizer]);
     }
     let inputs = match wanted {
-        Wanted::Invalid(why) => return Decision::new("invalid", Vec::new()).saying(INVALID, why),
+        Wanted::Invalid { why, name: _ } => return unbuildable(observed, why, now),
         Wanted::Waiting(what) => {
             return Decision::new("waiting", Vec::new()).saying("Waiting", what);
         }
@@ -197,6 +197,35 @@ fn decide(observed: &Observed, now: Timestamp) -> Decision<'_> {
         return Decision::new("replaced", Vec::new()).saying("Building", message);
     }
     existing(observed, current, now)
+}
+
+/// The wanted build can't be begun. One that was made all the same, by the incumbent, is as good as any.
+fn unbuildable<'a>(observed: &'a Observed, why: &str, now: Timestamp) -> Decision<'a> {
+    let asks = observed.os_config.annotations();
+    let asks_for_rebuild = asks.contains_key(annotation::REBUILD);
+    match observed.current() {
+        Some(current)
+            if Phase::of_build(current) == Phase::Succeeded
+                && !is_going(current)
+                && !asks_for_rebuild =>
+        {
+            succeeded(observed, current, now)
+        }
+        _ => Decision::new("invalid", Vec::new()).saying(INVALID, why),
+    }
+}
+
+/// The image of the wanted build is lost, as `told`: it is built again, if it can be.
+fn lost<'a>(observed: &'a Observed, current: &MachineOSBuild, told: String) -> Decision<'a> {
+    if let Wanted::Invalid { why, name: _ } = &observed.wanted {
+        return Decision::new("invalid", Vec::new()).saying(INVALID, format!("{told}, but {why}"));
+    }
+    let told = format!("{told}: it is built again");
+    let steps = vec![
+        Step::Tell(Notice::new(Reason::ImageLost, told.clone())),
+        Step::DeleteBuild(Target::of(current)),
+    ];
+    Decision::new("image-lost", steps).saying("Building", told)
 }
 
 /// The wanted build doesn't exist.
@@ -323,17 +352,8 @@ fn succeeded<'a>(
 ) -> Decision<'a> {
     let name = current.name_any();
     if observed.image == Answer::Absent {
-        let told = format!(
-            "the registry no longer has the image of MachineOSBuild {name}: it is built again"
-        );
-        return Decision::new(
-            "image-lost",
-            vec![
-                Step::Tell(Notice::new(Reason::ImageLost, told.clone())),
-                Step::DeleteBuild(Target::of(current.as_ref())),
-            ],
-        )
-        .saying("Building", told);
+        let told = format!("the registry no longer has the image of MachineOSBuild {name}");
+        return lost(observed, current, told);
     }
     if to_adopt(observed).is_some() {
         match &observed.image {

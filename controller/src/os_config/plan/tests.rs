@@ -107,6 +107,10 @@ fn every_rule_has_its_steps() {
         build
     };
     let with = |wanted, observed| Observed { wanted, ..observed };
+    let unbuildable = || Wanted::Invalid {
+        why: "no".to_owned(),
+        name: Some(fixtures::inputs().name.to_string()),
+    };
     let good = || os_build_with_image(IMAGE);
     let answered = |image| Observed {
         image,
@@ -173,10 +177,48 @@ fn every_rule_has_its_steps() {
             vec!["add-finalizer"],
         ),
         (
-            with(Wanted::Invalid("no".to_owned()), seen(guarded(), vec![])),
+            with(unbuildable(), seen(guarded(), vec![])),
             "invalid",
             vec!["set-config-status", "tell"],
         ),
+        (
+            with(
+                Wanted::Invalid {
+                    why: "no".to_owned(),
+                    name: None,
+                },
+                seen(guarded(), vec![good()]),
+            ),
+            "invalid",
+            vec!["set-config-status", "tell"],
+        ),
+        // what was built all the same is adopted, and not built again
+        (
+            with(unbuildable(), seen(guarded(), vec![good()])),
+            "adopt",
+            vec!["set-config-status", "annotate"],
+        ),
+        (
+            with(unbuildable(), seen(guarded(), vec![going(good())])),
+            "invalid",
+            vec!["set-config-status", "tell"],
+        ),
+        (
+            with(unbuildable(), seen(guarded(), vec![build_in(Building)])),
+            "invalid",
+            vec!["set-config-status", "tell"],
+        ),
+        (
+            with(unbuildable(), seen(rebuild(named()), vec![good()])),
+            "invalid",
+            vec!["set-config-status", "tell"],
+        ),
+        (
+            with(unbuildable(), answered(Answer::Absent)),
+            "invalid",
+            vec!["set-config-status", "tell"],
+        ),
+        (with(unbuildable(), adopted.clone()), "settled", vec![]),
         (
             with(Wanted::Waiting("no".to_owned()), seen(guarded(), vec![])),
             "waiting",
