@@ -10,6 +10,7 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 use strata_builder::reference::Reference;
 
+use crate::api::condition::{self, SEEDED};
 use crate::api::foreign::PoolConfiguration;
 use crate::api::{MachineConfig, MachineOSBuild, MachineOSConfig, annotation, label};
 use crate::inputs::{BuildInputs, ContentKey, Sources};
@@ -119,6 +120,37 @@ pub fn is_pre_built(os_build: &MachineOSBuild) -> bool {
         || os_build
             .annotations()
             .contains_key(annotation::PRE_BUILT_IMAGE)
+}
+
+/// Whether the image of `os_build` is one that `os_config` was given: by what it says itself, by the config, or by one of `os_builds`, the config's
+/// builds, that stands for it. The incumbent's builds that took it over for a MachineConfig that needed no new image don't say so.
+#[must_use]
+pub fn is_given(
+    os_build: &MachineOSBuild,
+    os_config: &MachineOSConfig,
+    os_builds: &[Arc<MachineOSBuild>],
+) -> bool {
+    if is_pre_built(os_build) {
+        return true;
+    }
+    let Some(digest) = candidate(os_build).and_then(|its| its.image.digest) else {
+        return false;
+    };
+    let digest = digest.to_string();
+    let annotated = os_config.annotations().get(annotation::PRE_BUILT_IMAGE);
+    let status = os_config.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    // the image is in its message
+    let seeded = condition::get(conditions.unwrap_or_default(), SEEDED);
+    let of_builds = os_builds
+        .iter()
+        .filter(|one| controls(os_config, one) && is_pre_built(one))
+        .filter_map(|one| one.status.as_ref()?.digested_image_push_spec.as_ref());
+    annotated
+        .into_iter()
+        .chain(seeded.map(|seeded| &seeded.message))
+        .chain(of_builds)
+        .any(|text| text.contains(&digest))
 }
 
 /// The content of a build; none if that can't be told.

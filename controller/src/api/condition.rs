@@ -8,6 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 /// The longest message that the apiserver accepts, in characters.
 pub const MESSAGE_LIMIT: usize = 32768;
 
+/// The incumbent's condition of a MachineOSConfig that was given an image to start with; its message names the image.
+pub const SEEDED: &str = "Seeded";
+
 /// What a condition says, without the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {

@@ -23,7 +23,7 @@ use crate::os_config::controls;
 use crate::phase::Phase;
 use crate::plan::Target;
 use crate::registries::Answer;
-use crate::reuse::is_pre_built;
+use crate::reuse::{is_given, is_pre_built};
 use crate::trial;
 use crate::usage::Use;
 use crate::wanted::Wanted;
@@ -35,8 +35,13 @@ pub struct Observed {
     pub os_build: MachineOSBuild,
     /// Where its Job and the other objects made for it live.
     pub namespace: String,
-    /// Whether its config is there and controls it.
+    /// Whether its config is there and controls it, be it one that is being deleted.
     pub is_controlled: bool,
+    /// Whether its image is one that its config was given, and not ours to delete, though it may not say so; only of a build without our
+    /// finalizer.
+    pub has_given_image: bool,
+    /// The image that its config is to be seeded with; only of a build that has not ended.
+    pub seed: Option<String>,
     /// The build that its config wants; none if that can't be told, or nobody controls this build any more.
     pub wanted: Option<String>,
     /// Whether and with what it could start; only of a build that has not begun.
@@ -154,6 +159,8 @@ async fn look(live: &impl Live, cached: &MachineOSBuild) -> Result<Option<Observ
         observed.image = image_of(live, &observed).await;
         return Ok(Some(observed));
     };
+    let seed = os_config.annotations().get(annotation::PRE_BUILT_IMAGE);
+    observed.seed = seed.cloned();
     let (wanted, pool) = live.wanted(&os_config);
     observed.wanted = wanted
         .name()
@@ -183,14 +190,17 @@ fn may_be(live: &impl Live, wanted: &Wanted, name: &str) -> bool {
     }
 }
 
-/// The config that controls `os_build`.
+/// The config that controls `os_build`, unless it is being deleted.
 fn controller(live: &impl Live, os_build: &MachineOSBuild) -> Option<Arc<MachineOSConfig>> {
+    owner(live, os_build).filter(|os_config| os_config.metadata.deletion_timestamp.is_none())
+}
+
+/// The config that controls `os_build`.
+fn owner(live: &impl Live, os_build: &MachineOSBuild) -> Option<Arc<MachineOSConfig>> {
     let os_configs = &live.cache().os_configs;
     os_configs
         .get(&os_build.spec.machine_os_config.name)
-        .filter(|os_config| {
-            controls(os_config, os_build) && os_config.metadata.deletion_timestamp.is_none()
-        })
+        .filter(|os_config| controls(os_config, os_build))
 }
 
 /// A build that has ended, as the watches tell it.
@@ -211,8 +221,19 @@ fn ended(live: &impl Live, os_build: &MachineOSBuild) -> Observed {
                 left_digest: None,
             }))
         });
+    let owner = owner(live, os_build);
+    let has_given_image = !api::is_guarded(os_build)
+        && owner.as_ref().is_some_and(|os_config| {
+            is_given(
+                os_build,
+                os_config,
+                &cache.os_builds.of(&os_config.name_any()),
+            )
+        });
     Observed {
-        is_controlled: controller(live, os_build).is_some(),
+        is_controlled: owner.is_some(),
+        has_given_image,
+        seed: None,
         os_build: os_build.clone(),
         namespace: namespace.to_owned(),
         wanted: None,

@@ -5,20 +5,21 @@
 //!
 //! | rule | observed | steps | phase afterwards |
 //! | --- | --- | --- | --- |
-//! | deleting-job | deleted, its Job is there | DeleteJob | unchanged |
+//! | deleting-job | deleted, its Job is there | Remember (without a finalizer), DeleteJob | unchanged |
 //! | deleting-pod | deleted, its Job is gone, but not its pod | – | unchanged |
-//! | deleting-done | deleted; no image, a seeded one, or our part done | DeleteImage (what is left of it, a note of steps), RemoveFinalizer | – |
+//! | deleting-done | deleted; no image, a seeded one, or our part done | Remember (without a finalizer), DeleteImage (what is left of it, a note of steps), RemoveFinalizer | – |
 //! | deleting-kept | deleted, an administrator wants its image to stay | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-retain | deleted, something needs its image, or its registry has failed for long | Remember, Tell, RemoveFinalizer | – |
 //! | deleting-image | deleted, nothing does | DeleteImage, RemoveFinalizer | – |
 //! | deleting-waiting | deleted, the registry can't be asked for now | – | – |
 //! | deleting-refused | deleted, nobody can ask it | Remember, Tell, RemoveFinalizer | – |
-//! | guard | a config controls it, no finalizer | AddFinalizer | unchanged |
+//! | guard | a config controls it, no finalizer | Annotate (that its image was given), AddFinalizer | unchanged |
 //! | cleanup | ended, objects are left that it no longer needs | delete them | unchanged, for ever |
 //! | settled | ended | – | unchanged, for ever |
 //! | orphaned | not ended, no config controls it | – | unchanged |
 //! | superseded | the config wants another build | Annotate (by which), DeleteJob, SetBuildStatus, Tell | Interrupted |
-//! | seeded | stands for a pre-built image | SetBuildStatus | Succeeded |
+//! | seeded | stands for a pre-built image, its own or its config's annotation names it | Annotate (which), SetBuildStatus | Succeeded |
+//! | seeded | the same, and neither does | SetBuildStatus, Tell | Initial |
 //! | invalid | what it is made from can't be built | SetBuildStatus, Tell | Failed |
 //! | claim | an earlier build has the image that it would make | Annotate | Initial |
 //! | reuse | the same, and that image is kept for it | SetBuildStatus, Tell | Succeeded |
@@ -79,7 +80,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     }
     // the incumbent's builds have none; an image that no config asked for is not ours to delete
     if observed.is_controlled && !api::is_guarded(os_build) {
-        return Plan::new("guard", vec![Step::AddFinalizer]);
+        return guard(observed);
     }
     let phase = Phase::of_build(os_build);
     if phase.is_terminal() {
@@ -92,7 +93,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         return superseded(observed, wanted, now);
     }
     if os_build.labels().contains_key(label::PRE_BUILT_IMAGE) {
-        return seeded(os_build, now);
+        return seeded(observed, now);
     }
     following(observed, now)
 }
@@ -177,18 +178,43 @@ fn superseded(observed: &Observed, wanted: &str, now: Timestamp) -> Plan {
     Plan::new("superseded", steps)
 }
 
-fn seeded(os_build: &MachineOSBuild, now: Timestamp) -> Plan {
-    let Some(image) = os_build.annotations().get(annotation::PRE_BUILT_IMAGE) else {
-        // the incumbent writes label and status in two steps; its seeding is not ours to finish
-        return Plan::new("seeded", Vec::new());
+fn guard(observed: &Observed) -> Plan {
+    let os_build = &observed.os_build;
+    let given = recorded(os_build).filter(|_| observed.has_given_image);
+    let given = given.map(|image| image.to_string());
+    // in one with the finalizer: from then on the image would go with the build
+    let mut steps = given.map_or_else(Vec::new, |image| {
+        annotate(os_build, &[(annotation::PRE_BUILT_IMAGE, Some(&image))])
+    });
+    steps.push(Step::AddFinalizer);
+    Plan::new("guard", steps)
+}
+
+fn seeded(observed: &Observed, now: Timestamp) -> Plan {
+    let os_build = &observed.os_build;
+    let is_digested = |image: &&String| {
+        let image = image.parse::<Reference>();
+        image.is_ok_and(|image| image.digest.is_some())
     };
+    // the incumbent, which writes label and status in two steps, may have been stopped between them; it notes the image on the config alone
+    let own = os_build.annotations().get(annotation::PRE_BUILT_IMAGE);
+    let Some(image) = own.into_iter().chain(&observed.seed).find(is_digested) else {
+        let what = format!(
+            "it stands for a pre-built image, which nothing names: annotate MachineOSConfig {} with {}=REPOSITORY@sha256:…, or delete this MachineOSBuild to have one built",
+            os_build.spec.machine_os_config.name,
+            annotation::PRE_BUILT_IMAGE
+        );
+        return waiting(observed, "seeded", &what, now);
+    };
+    let mut steps = annotate(os_build, &[(annotation::PRE_BUILT_IMAGE, Some(image))]);
     let mut status = os_build.status.clone().unwrap_or_default();
     phase::write_seeded(status.conditions.get_or_insert_default(), image, now);
     let start = condition::whole_second(now);
     status.build_start = Some(Time(start));
     status.build_end = Some(Time(after(start)));
     status.digested_image_push_spec = Some(image.clone());
-    Plan::new("seeded", vec![Step::SetBuildStatus(Box::new(status))])
+    steps.push(Step::SetBuildStatus(Box::new(status)));
+    Plan::new("seeded", steps)
 }
 
 // --- before the Job

@@ -15,7 +15,7 @@
 //! | create | the wanted build is absent | Annotate (its name; no rebuild, but to build anew), CreateBuild |
 //! | replaced | the wanted build is being deleted | – |
 //! | restart | the wanted build was superseded earlier | Annotate (to build anew, if it was to), DeleteBuild |
-//! | building | the wanted build has not ended | Annotate its name |
+//! | building | the wanted build has not ended | Annotate its name, unless it is to be seeded |
 //! | failed | it has, without an image | Annotate its name, DeleteBuild of the others without one |
 //! | image-lost | it has an image to adopt, which the registry has lost | DeleteBuild |
 //! | unconfirmed | it has an image to adopt, and the registry doesn't answer | – |
@@ -32,7 +32,7 @@ use strata_builder::reference::Reference;
 
 use super::observe::Observed;
 use super::{new_build, seeded_build};
-use crate::api::condition::{self, Statement};
+use crate::api::condition::{self, SEEDED, Statement};
 use crate::api::machine_os_config::MachineOSConfigStatus;
 use crate::api::{self, GROUP, MachineOSBuild, ObjectReference, annotation, label};
 use crate::events::{Notice, Reason};
@@ -47,8 +47,6 @@ use crate::wanted::Wanted;
 const READY: &str = "Ready";
 /// The reason of [`READY`] when spec or pool must be changed.
 const INVALID: &str = "Invalid";
-/// The incumbent's condition of a config that was given an image to start with.
-const SEEDED: &str = "Seeded";
 
 /// A registry that doesn't answer is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -291,11 +289,19 @@ fn existing<'a>(
         .and_then(|status| status.conditions.as_deref())
         .unwrap_or_default();
     let detail = phase::detail(conditions);
+    let annotations = observed.os_config.annotations();
+    // without that name a config is known to be one that is to be seeded, by the incumbent too
+    let is_to_be_seeded = current.labels().contains_key(label::PRE_BUILT_IMAGE)
+        && Phase::of(conditions) == Phase::Initial;
+    let to_name = match is_to_be_seeded {
+        true => annotations.get(annotation::CURRENT_BUILD),
+        false => Some(&name),
+    };
     let named = || {
         annotate(
             observed,
             &[
-                (annotation::CURRENT_BUILD, Some(&name)),
+                (annotation::CURRENT_BUILD, to_name),
                 (annotation::BUILD_ANEW, None),
             ],
         )

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::api::{MachineConfigPool, MachineOSConfig};
+use crate::api::MachineConfigPool;
 use crate::fixtures;
 use crate::inputs::OptionalMounts;
 use crate::os_config::{new_build, seeded_build};
@@ -234,4 +234,60 @@ fn a_seeded_image_is_used_again_and_stays_somebody_elses() {
     let key = BuildInputs::new(sources).unwrap().content_key();
     let found = candidates(sources, &key, &[seeded], |_| Some(Arc::new(old.clone())));
     assert!(found.len() == 1 && found[0].is_pre_built);
+}
+
+#[test]
+fn an_image_is_given_if_its_build_its_config_or_a_build_that_stands_for_it_says_so() {
+    let old = machine_config("rendered-worker-0");
+    let os_build = || made_of(&pool(0, &[]), &old, &fixtures::os_config(), 1);
+    let standing = |n| {
+        let mut seeded = made_of(&pool(2, &[]), &old, &fixtures::os_config(), n);
+        let labels = seeded.labels_mut();
+        labels.insert(label::PRE_BUILT_IMAGE.to_owned(), "true".to_owned());
+        Arc::new(seeded)
+    };
+    let annotated = |n| {
+        let mut os_config = fixtures::os_config();
+        os_config
+            .annotations_mut()
+            .insert(annotation::PRE_BUILT_IMAGE.to_owned(), image(n));
+        os_config
+    };
+    let seeded = |n| {
+        let mut os_config = fixtures::os_config();
+        let status = os_config.status.get_or_insert_default();
+        let statement = condition::Statement {
+            type_: SEEDED,
+            holds: true,
+            reason: "PreBuiltImageSeeded".to_owned(),
+            message: format!(
+                "MachineOSConfig seeded with pre-built image \"{}\"",
+                image(n)
+            ),
+        };
+        let conditions = status.conditions.get_or_insert_default();
+        condition::set(conditions, statement, fixtures::now());
+        os_config
+    };
+    let mut orphan = standing(1).as_ref().clone();
+    orphan.metadata.owner_references = None;
+    let rows = [
+        (fixtures::os_config(), vec![], false),
+        (fixtures::os_config(), vec![Arc::new(os_build())], false),
+        (fixtures::os_config(), vec![standing(1)], true),
+        (fixtures::os_config(), vec![standing(2)], false),
+        (fixtures::os_config(), vec![Arc::new(orphan)], false),
+        (annotated(1), vec![], true),
+        (annotated(2), vec![], false),
+        (seeded(1), vec![], true),
+        (seeded(2), vec![], false),
+    ];
+    for (os_config, os_builds, is_one) in rows {
+        let given = is_given(&os_build(), &os_config, &os_builds);
+        assert_eq!(given, is_one, "{os_config:?} {os_builds:?}");
+    }
+    assert!(is_given(&standing(1), &fixtures::os_config(), &[]));
+    let mut imageless = os_build();
+    imageless.status = None;
+    assert!(!is_given(&imageless, &annotated(1), &[standing(1)]));
 }

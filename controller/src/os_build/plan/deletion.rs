@@ -27,17 +27,21 @@ const OUTAGE_LIMIT: SignedDuration = SignedDuration::from_secs(300);
 /// The plan of a build that was deleted `since` ago.
 pub(super) fn deleting(observed: &Observed, now: Timestamp, since: SignedDuration) -> Plan {
     let os_build = &observed.os_build;
+    // the incumbent's, which nobody can guard any more: it may be gone by the next look
+    let is_guarded = api::is_guarded(os_build);
+    let mut steps = Vec::new();
+    if !is_guarded {
+        steps.extend(unguarded(observed, now).map(Step::Remember));
+    }
     if let JobState::Present(job) = &observed.job {
-        let steps = if job.is_going {
-            Vec::new()
-        } else {
-            vec![Step::DeleteJob(job.target.clone())]
-        };
+        if !job.is_going {
+            steps.push(Step::DeleteJob(job.target.clone()));
+        }
         return Plan::new("deleting-job", steps);
     }
-    if !api::is_guarded(os_build) {
+    if !is_guarded {
         // the rest is the garbage collector's
-        return Plan::new("deleting-done", Vec::new());
+        return Plan::new("deleting-done", steps);
     }
     if observed.is_pushing {
         return Plan::new("deleting-pod", Vec::new()).again_after(ASK_AGAIN);
@@ -182,6 +186,21 @@ fn entry_to_keep(observed: &Observed, now: Timestamp) -> Option<Entry> {
     let entry = entry(os_build, digest, now)?;
     Some(Entry {
         keep: true,
+        ..entry
+    })
+}
+
+/// Of the image of a build of the incumbent that a config controls. One that we have begun had our finalizer, and if that was handed back, its image says
+/// whose it is, so that it is found.
+fn unguarded(observed: &Observed, now: Timestamp) -> Option<Entry> {
+    let os_build = &observed.os_build;
+    let is_begun_here = os_build.annotations().contains_key(annotation::CONTENT_KEY);
+    if !observed.is_controlled || observed.has_given_image || is_begun_here {
+        return None;
+    }
+    let entry = entry(os_build, recorded(os_build)?.digest?, now)?;
+    Some(Entry {
+        keep: is_to_be_kept(os_build),
         ..entry
     })
 }

@@ -46,6 +46,8 @@ fn seen(os_build: MachineOSBuild) -> Observed {
         namespace: "ns".to_owned(),
         wanted: Some(os_build.name_any()),
         is_controlled: true,
+        has_given_image: false,
+        seed: None,
         os_build,
         preparation: Preparation::NotAsked,
         job: JobState::Absent,
@@ -227,6 +229,16 @@ fn every_rule_has_its_steps() {
             .insert(annotation::PRE_BUILT_IMAGE.to_owned(), image());
         build
     };
+    let half_seeded = |mut build: MachineOSBuild| {
+        build
+            .labels_mut()
+            .insert(label::PRE_BUILT_IMAGE.to_owned(), "true".to_owned());
+        build
+    };
+    let given = |observed: Observed| Observed {
+        has_given_image: true,
+        ..observed
+    };
     let gone = |answer: Answer, age| Observed {
         image: answer,
         ..seen(deleted(build_in(Succeeded), age))
@@ -326,8 +338,46 @@ fn every_rule_has_its_steps() {
             vec!["remove-finalizer"],
             None,
         ),
+        // the incumbent's, whose deletion has begun before anyone could guard it
         (
             seen(deleted(unguarded(build_in(Succeeded)), 0)),
+            "deleting-done",
+            vec!["remember"],
+            None,
+        ),
+        (
+            Observed {
+                job: running(),
+                ..seen(deleted(unguarded(build_in(Succeeded)), 0))
+            },
+            "deleting-job",
+            vec!["remember", "delete-job"],
+            None,
+        ),
+        (
+            seen(deleted(unguarded(build_in(Failed)), 0)),
+            "deleting-done",
+            vec![],
+            None,
+        ),
+        (
+            given(seen(deleted(unguarded(build_in(Succeeded)), 0))),
+            "deleting-done",
+            vec![],
+            None,
+        ),
+        // what was done already isn't noted
+        (
+            seen(deleted(claiming(unguarded(build_in(Succeeded))), 0)),
+            "deleting-done",
+            vec![],
+            None,
+        ),
+        (
+            Observed {
+                is_controlled: false,
+                ..seen(deleted(unguarded(build_in(Succeeded)), 0))
+            },
             "deleting-done",
             vec![],
             None,
@@ -407,6 +457,12 @@ fn every_rule_has_its_steps() {
             seen(unguarded(build_in(Succeeded))),
             "guard",
             vec!["add-finalizer"],
+            None,
+        ),
+        (
+            given(seen(unguarded(build_in(Succeeded)))),
+            "guard",
+            vec!["annotate", "add-finalizer"],
             None,
         ),
         (
@@ -498,6 +554,30 @@ fn every_rule_has_its_steps() {
             "seeded",
             vec!["set-build-status"],
             Some(Succeeded),
+        ),
+        (
+            Observed {
+                seed: Some(image()),
+                ..seen(half_seeded(build_in(Initial)))
+            },
+            "seeded",
+            vec!["annotate", "set-build-status"],
+            Some(Succeeded),
+        ),
+        (
+            seen(half_seeded(build_in(Initial))),
+            "seeded",
+            vec!["set-build-status", "tell"],
+            Some(Initial),
+        ),
+        (
+            Observed {
+                seed: Some("registry.example.com/org/repo:latest".to_owned()),
+                ..seen(half_seeded(build_in(Initial)))
+            },
+            "seeded",
+            vec!["set-build-status", "tell"],
+            Some(Initial),
         ),
         // before the Job
         (
@@ -768,6 +848,41 @@ fn every_rule_has_its_steps() {
     }
     rules.extend(refused(&seen(os_build()), "no", now()).map(|plan| plan.rule));
     assert_eq!(rules, documented_rules(include_str!("../plan.rs")));
+}
+
+#[test]
+fn an_image_that_was_given_is_noted_before_it_could_go_with_its_build() {
+    let mut os_build = build_in(Phase::Succeeded);
+    os_build.metadata.finalizers = None;
+    let observed = Observed {
+        has_given_image: true,
+        ..seen(os_build)
+    };
+    let noted = vec![(annotation::PRE_BUILT_IMAGE, Some(image()))];
+    assert_eq!(
+        plan(&observed, now()).steps,
+        [Step::Annotate(noted), Step::AddFinalizer]
+    );
+}
+
+#[test]
+fn a_build_that_goes_without_our_finalizer_is_entered_as_its_annotation_asks() {
+    for (keep, is_kept) in [(None, false), (Some(""), true), (Some("false"), false)] {
+        let mut os_build = deleted(build_in(Phase::Succeeded), 0);
+        os_build.metadata.finalizers = None;
+        if let Some(keep) = keep {
+            let annotations = os_build.annotations_mut();
+            annotations.insert(annotation::KEEP_IMAGE.to_owned(), keep.to_owned());
+        }
+        let plan = plan(&seen(os_build), now());
+        let [Step::Remember(entry)] = plan.steps.as_slice() else {
+            panic!("{plan:?}");
+        };
+        assert_eq!(
+            (entry.image.as_str(), entry.keep),
+            (image().as_str(), is_kept)
+        );
+    }
 }
 
 #[test]

@@ -106,6 +106,11 @@ fn every_rule_has_its_steps() {
         annotations.insert(annotation::BUILD_ANEW.to_owned(), String::new());
         build
     };
+    let labelled = |mut build: MachineOSBuild| {
+        let labels = build.labels_mut();
+        labels.insert(label::PRE_BUILT_IMAGE.to_owned(), "true".to_owned());
+        build
+    };
     let with = |wanted, observed| Observed { wanted, ..observed };
     let unbuildable = || Wanted::Invalid {
         why: "no".to_owned(),
@@ -283,6 +288,22 @@ fn every_rule_has_its_steps() {
             seen(guarded(), vec![build_in(Building)]),
             "building",
             vec!["annotate", "set-config-status"],
+        ),
+        // it is named when it has its image, so that a seeding that was cut off can go on
+        (
+            seen(seed(guarded(), IMAGE), vec![labelled(build_in(Initial))]),
+            "building",
+            vec!["set-config-status"],
+        ),
+        (
+            seen(named(), vec![labelled(build_in(Initial))]),
+            "building",
+            vec!["set-config-status"],
+        ),
+        (
+            seen(seed(guarded(), IMAGE), vec![labelled(good())]),
+            "adopt",
+            vec!["set-config-status", "annotate"],
         ),
         (
             seen(named(), vec![build_in(Initial), other(build_in(Failed))]),
