@@ -1,7 +1,7 @@
 //! What is the case around a MachineOSConfig? All reads of its reconciler; no write, no choice.
 //!
 //! Most of it is what the watches told. What a stale answer could make wrong is read anew: config and builds before a
-//! rebuild or a deletion.
+//! rebuild, a restart or a deletion.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use strata_builder::error::chain;
 use strata_builder::reference::Reference;
 
-use super::controls;
+use super::{controls, plan};
 use crate::api::{MachineOSBuild, MachineOSConfig, annotation};
 use crate::error::Error;
 use crate::live::Live;
@@ -88,8 +88,9 @@ pub async fn observe(
         users: None,
     };
     observed.image = look(live, &observed).await;
-    if observed.image == Answer::NotAsked && super::plan::has_surplus(&observed, now) {
-        // the spec or a status may have come to name another build
+    let has_surplus = observed.image == Answer::NotAsked && plan::has_surplus(&observed, now);
+    if has_surplus || plan::is_to_restart(&observed) {
+        // the spec, the name of the wanted build or a status may have come to name another
         let Some(os_config) = live.os_config(&name).await? else {
             return Ok(None);
         };
@@ -101,6 +102,8 @@ pub async fn observe(
         observed.os_builds = os_builds.map(Arc::new).collect();
         observed.os_config = os_config;
         observed.image = look(live, &observed).await;
+    }
+    if has_surplus {
         observed.users = Some(live.users().await?);
     }
     Ok(Some(observed))
@@ -115,7 +118,7 @@ async fn look(live: &impl Live, observed: &Observed) -> Answer {
     };
     let seems_gone = |one: &&MachineOSBuild| image_of(one).is_some_and(|it| live.is_missing(&it));
     let adopted = || observed.current().map(AsRef::as_ref).filter(seems_gone);
-    let Some(os_build) = super::plan::to_adopt(observed).or_else(adopted) else {
+    let Some(os_build) = plan::to_adopt(observed).or_else(adopted) else {
         return Answer::NotAsked;
     };
     let image = image_of(os_build);

@@ -14,8 +14,8 @@
 //! | refused | the apiserver refused what a rule makes | Tell |
 //! | create | the wanted build is absent | Annotate (its name; no rebuild, but to build anew), CreateBuild |
 //! | replaced | the wanted build is being deleted | – |
-//! | restart | the wanted build was superseded earlier | Annotate (to build anew, if it was to), DeleteBuild |
-//! | building | the wanted build has not ended | Annotate its name, unless it is to be seeded |
+//! | restart | the wanted build was superseded earlier, or ended without an image and then another was wanted | Annotate (to build anew, if it was to), DeleteBuild |
+//! | building | the wanted build has not ended | Annotate its name, unless it is to be seeded; if it has begun DeleteBuild of the others that ended without an image |
 //! | failed | it has, without an image | Annotate its name, DeleteBuild of the others without one |
 //! | image-lost | it has an image to adopt, which the registry has lost | DeleteBuild |
 //! | unconfirmed | it has an image to adopt, and the registry doesn't answer | – |
@@ -313,16 +313,17 @@ fn existing<'a>(
     match Phase::of(conditions) {
         Phase::Initial if detail.is_some() => Decision::new("building", named())
             .saying("Waiting", with_detail(format!("MachineOSBuild {name}"))),
-        Phase::Initial | Phase::Prepared | Phase::Building => Decision::new("building", named())
-            .saying(
+        unended @ (Phase::Initial | Phase::Prepared | Phase::Building) => {
+            let mut steps = named();
+            if unended != Phase::Initial {
+                steps.extend(without_image(observed));
+            }
+            Decision::new("building", steps).saying(
                 "Building",
                 with_detail(format!("MachineOSBuild {name} is being built")),
-            ),
-        Phase::Interrupted
-            if current
-                .annotations()
-                .contains_key(annotation::SUPERSEDED_BY) =>
-        {
+            )
+        }
+        Phase::Failed | Phase::Interrupted if is_to_restart(observed) => {
             let mut steps = Vec::new();
             if let Some(anew) = current.annotations().get(annotation::BUILD_ANEW) {
                 steps = annotate(observed, &[(annotation::BUILD_ANEW, Some(anew))]);
@@ -330,7 +331,7 @@ fn existing<'a>(
             steps.push(Step::DeleteBuild(Target::of(current.as_ref())));
             Decision::new("restart", steps).saying(
                 "Building",
-                format!("MachineOSBuild {name} was interrupted and is built again"),
+                format!("MachineOSBuild {name} ended without an image and is built again"),
             )
         }
         ended @ (Phase::Failed | Phase::Interrupted) => {
@@ -498,7 +499,30 @@ pub fn to_adopt(observed: &Observed) -> Option<&MachineOSBuild> {
     (!adopted).then_some(current)
 }
 
-/// Deletion of the builds that ended without an image and aren't wanted. Kept until their successor has ended, so that what became of them can be seen.
+/// Whether the wanted build ended without an image before another was wanted: the config has gone back to it, and it is tried again.
+#[must_use]
+pub fn is_to_restart(observed: &Observed) -> bool {
+    let Some(current) = observed.current().filter(|current| !is_going(current)) else {
+        return false;
+    };
+    let named = observed
+        .os_config
+        .annotations()
+        .get(annotation::CURRENT_BUILD);
+    let is_superseded = current
+        .annotations()
+        .contains_key(annotation::SUPERSEDED_BY);
+    // whatever is wanted is named before it is made, and whoever finds it named wrongly takes the name away
+    let was_left = named.is_some_and(|named| *named != current.name_any());
+    match Phase::of_build(current) {
+        Phase::Interrupted => is_superseded || was_left,
+        Phase::Failed => was_left,
+        Phase::Initial | Phase::Prepared | Phase::Building | Phase::Succeeded => false,
+    }
+}
+
+/// Deletion of the builds that ended without an image and aren't wanted. Kept until their successor has begun, as the incumbent does, so that what became
+/// of them can be seen.
 fn without_image(observed: &Observed) -> impl Iterator<Item = Step> {
     let wanted = observed.wanted.name().unwrap_or_default();
     observed.os_builds.iter().filter_map(move |os_build| {

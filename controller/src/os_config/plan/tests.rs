@@ -88,7 +88,7 @@ fn after(mut observed: Observed) -> Observed {
 
 #[test]
 fn every_rule_has_its_steps() {
-    use Phase::{Building, Failed, Initial, Interrupted};
+    use Phase::{Building, Failed, Initial, Interrupted, Prepared};
     let deleted = |mut os_config: MachineOSConfig| {
         os_config.metadata.deletion_timestamp = Some(Time(now()));
         os_config
@@ -121,6 +121,7 @@ fn every_rule_has_its_steps() {
         image,
         ..seen(named(), vec![good()])
     };
+    let left = |os_config| annotated(os_config, annotation::CURRENT_BUILD, "worker-other");
     let adopted = after(answered(Answer::NotAsked));
     let mut full = adopted.clone();
     full.os_builds.push(Arc::new(other(build_in(Interrupted))));
@@ -293,6 +294,40 @@ fn every_rule_has_its_steps() {
         (
             seen(seed(guarded(), IMAGE), vec![labelled(build_in(Initial))]),
             "building",
+        // the config has come back to what had failed before it wanted another
+        (
+            seen(left(guarded()), vec![build_in(Failed)]),
+            "restart",
+            vec!["delete-build", "set-config-status"],
+        ),
+        (
+            seen(left(guarded()), vec![build_in(Interrupted), other(good())]),
+            "restart",
+            vec!["delete-build", "set-config-status"],
+        ),
+        (
+            seen(guarded(), vec![build_in(Failed)]),
+            "failed",
+            vec!["annotate", "set-config-status", "tell"],
+        ),
+        (
+            seen(named(), vec![build_in(Prepared), other(build_in(Failed))]),
+            "building",
+            vec!["delete-build", "set-config-status"],
+        ),
+        (
+            seen(
+                guarded(),
+                vec![build_in(Building), other(build_in(Interrupted))],
+            ),
+            "building",
+            vec!["annotate", "delete-build", "set-config-status"],
+        ),
+        (
+            seen(named(), vec![build_in(Building), other(build_in(Building))]),
+            "building",
+            vec!["set-config-status"],
+        ),
             vec!["set-config-status"],
         ),
         (
