@@ -17,8 +17,8 @@
 //! | restart | the wanted build was superseded earlier, or ended without an image and then another was wanted | Annotate (to build anew, if it was to), DeleteBuild |
 //! | building | the wanted build has not ended | Annotate its name, unless it is to be seeded; if it has begun DeleteBuild of the others that ended without an image |
 //! | failed | it has, without an image | Annotate its name, DeleteBuild of the others without one |
-//! | image-lost | it has an image to adopt, which the registry has lost | DeleteBuild |
-//! | unconfirmed | it has an image to adopt, and the registry doesn't answer | – |
+//! | image-lost | it has an image to adopt, which the registry has lost, or names none | Tell, DeleteBuild |
+//! | unconfirmed | it has an image to adopt, and the registry doesn't answer, or doesn't show yet what is new | – |
 //! | adopt | it has an image that the status doesn't name | SetConfigStatus, Annotate |
 //! | prune | other builds ended without an image, or have one that nothing needs and needn't stay | DeleteBuild of each, Tell |
 //! | settled | – | – |
@@ -37,6 +37,7 @@ use crate::api::machine_os_config::MachineOSConfigStatus;
 use crate::api::{self, GROUP, MachineOSBuild, ObjectReference, annotation, label};
 use crate::events::{Notice, Reason};
 use crate::inputs::BuildInputs;
+use crate::os_build::plan::CONFIRMATION_LIMIT;
 use crate::phase::{self, Phase};
 use crate::plan::{Plan, Step, Target};
 use crate::registries::Answer;
@@ -50,6 +51,9 @@ const INVALID: &str = "Invalid";
 
 /// A registry that doesn't answer is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// An image that was there a moment ago is looked for again after this long.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Until the next look at a build that may go and is still needed.
 const STILL_NEEDED: Duration = Duration::from_secs(600);
@@ -358,6 +362,19 @@ fn succeeded<'a>(
     now: Timestamp,
 ) -> Decision<'a> {
     let name = current.name_any();
+    let status = current.status.as_ref();
+    if status.is_none_or(|status| status.digested_image_push_spec.is_none()) {
+        let told = format!("MachineOSBuild {name} succeeded without naming its image");
+        return lost(observed, current, told);
+    }
+    if observed.image == Answer::Absent && is_new(current, now) {
+        let mut decision = Decision::new("unconfirmed", Vec::new()).saying(
+            "Waiting",
+            format!("MachineOSBuild {name} succeeded, but its registry doesn't show the image yet"),
+        );
+        decision.again = Some(LOOK_AGAIN);
+        return decision;
+    }
     if observed.image == Answer::Absent {
         let told = format!("the registry no longer has the image of MachineOSBuild {name}");
         return lost(observed, current, told);
@@ -402,6 +419,17 @@ fn succeeded<'a>(
     decision.ready = Some(ready);
     decision.again = again;
     decision
+}
+
+/// Whether a build has succeeded so short a time ago that one of its registry's servers may not know yet of its image.
+fn is_new(os_build: &MachineOSBuild, now: Timestamp) -> bool {
+    let status = os_build.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    // a build that took another's image has no other time
+    let succeeded = condition::get(conditions.unwrap_or_default(), Phase::Succeeded.as_str());
+    succeeded.is_some_and(|succeeded| {
+        now.duration_since(succeeded.last_transition_time.0) < CONFIRMATION_LIMIT
+    })
 }
 
 /// Whether something is to be let go, unless something needs it.

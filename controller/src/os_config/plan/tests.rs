@@ -121,6 +121,23 @@ fn every_rule_has_its_steps() {
         image,
         ..seen(named(), vec![good()])
     };
+    let ended_before = |seconds, mut observed: Observed| {
+        let mut os_build = (*observed.os_builds[0]).clone();
+        let status = os_build.status.get_or_insert_default();
+        let since = now() - jiff::SignedDuration::from_secs(seconds);
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_transition_time = Time(since);
+        }
+        observed.os_builds[0] = Arc::new(os_build);
+        observed
+    };
+    let imageless = |mut build: MachineOSBuild| {
+        build
+            .status
+            .get_or_insert_default()
+            .digested_image_push_spec = None;
+        build
+    };
     let left = |os_config| annotated(os_config, annotation::CURRENT_BUILD, "worker-other");
     let adopted = after(answered(Answer::NotAsked));
     let mut full = adopted.clone();
@@ -220,7 +237,7 @@ fn every_rule_has_its_steps() {
             vec!["set-config-status", "tell"],
         ),
         (
-            with(unbuildable(), answered(Answer::Absent)),
+            with(unbuildable(), ended_before(60, answered(Answer::Absent))),
             "invalid",
             vec!["set-config-status", "tell"],
         ),
@@ -277,23 +294,6 @@ fn every_rule_has_its_steps() {
             "restart",
             vec!["annotate", "delete-build", "set-config-status"],
         ),
-        (
-            seen(
-                annotated(named(), annotation::BUILD_ANEW, ""),
-                vec![anew(build_in(Initial))],
-            ),
-            "building",
-            vec!["annotate", "set-config-status"],
-        ),
-        (
-            seen(guarded(), vec![build_in(Building)]),
-            "building",
-            vec!["annotate", "set-config-status"],
-        ),
-        // it is named when it has its image, so that a seeding that was cut off can go on
-        (
-            seen(seed(guarded(), IMAGE), vec![labelled(build_in(Initial))]),
-            "building",
         // the config has come back to what had failed before it wanted another
         (
             seen(left(guarded()), vec![build_in(Failed)]),
@@ -328,6 +328,23 @@ fn every_rule_has_its_steps() {
             "building",
             vec!["set-config-status"],
         ),
+        (
+            seen(
+                annotated(named(), annotation::BUILD_ANEW, ""),
+                vec![anew(build_in(Initial))],
+            ),
+            "building",
+            vec!["annotate", "set-config-status"],
+        ),
+        (
+            seen(guarded(), vec![build_in(Building)]),
+            "building",
+            vec!["annotate", "set-config-status"],
+        ),
+        // it is named when it has its image, so that a seeding that was cut off can go on
+        (
+            seen(seed(guarded(), IMAGE), vec![labelled(build_in(Initial))]),
+            "building",
             vec!["set-config-status"],
         ),
         (
@@ -364,8 +381,28 @@ fn every_rule_has_its_steps() {
         ),
         (
             answered(Answer::Absent),
+            "unconfirmed",
+            vec!["set-config-status"],
+        ),
+        (
+            ended_before(59, answered(Answer::Absent)),
+            "unconfirmed",
+            vec!["set-config-status"],
+        ),
+        (
+            ended_before(60, answered(Answer::Absent)),
             "image-lost",
             vec!["tell", "delete-build", "set-config-status"],
+        ),
+        (
+            seen(named(), vec![imageless(good())]),
+            "image-lost",
+            vec!["tell", "delete-build", "set-config-status"],
+        ),
+        (
+            with(unbuildable(), seen(named(), vec![imageless(good())])),
+            "invalid",
+            vec!["set-config-status", "tell"],
         ),
         (
             answered(Answer::Unknown("no".to_owned())),
