@@ -98,6 +98,9 @@ fn act(world: &mut World, Action { verb, n }: Action) {
         Verb::TouchConfig => world.touch_config(n),
         Verb::TouchBuild => world.touch_build(n),
         Verb::Limit => world.limit(n),
+        Verb::Works => {
+            world.works();
+        }
         Verb::Calm => {
             for _ in 0..=n {
                 world.round();

@@ -27,8 +27,8 @@ const ROUNDS: u32 = 300;
 const SILENCE: SignedDuration = SignedDuration::from_mins(12);
 
 impl World {
-    /// Everything that can go on does so once. False if nothing could.
-    pub(super) fn round(&mut self) -> bool {
+    /// The controller hears all that there is to tell, and does all that is due. False if there is nothing.
+    pub(super) fn works(&mut self) -> bool {
         let mut moved = false;
         while self.hear_one(0, Hearing::Once) {
             moved = true;
@@ -36,6 +36,12 @@ impl World {
         while self.go_on(0) {
             moved = true;
         }
+        moved
+    }
+
+    /// Everything that can go on does so once. False if nothing could.
+    pub(super) fn round(&mut self) -> bool {
+        let mut moved = self.works();
         let jobs: Vec<_> = self.jobs.all().map(kube::ResourceExt::name_any).collect();
         for (n, job) in jobs.iter().enumerate() {
             moved |= self.job_looks(job);

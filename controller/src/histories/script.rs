@@ -21,9 +21,9 @@ macro_rules! verbs {
 verbs! {
     // the controller
     /// The next piece of work of a pass, or the begin of one that is due.
-    Pass "pass" 40,
+    Pass "pass" 25,
     /// A watch tells its oldest event.
-    Tell "tell" 25,
+    Tell "tell" 15,
     /// It tells it, and will tell it again.
     TellTwice "tell-twice" 1,
     /// A watch breaks and lists anew: what happened in between is never told.
@@ -50,6 +50,8 @@ verbs! {
     TouchBuild "touch-build" 1,
     /// The settings say how many builds may run at the same time.
     Limit "limit" 2,
+    /// The watches tell all they have, and the controller does all that is due; nothing else moves.
+    Works "works" 14,
     /// Everything goes on fairly for as many rounds.
     Calm "calm" 4,
 
