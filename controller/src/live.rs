@@ -17,7 +17,7 @@ use strata_builder::reference::Reference;
 
 use crate::api::{
     CONTROLLER_CONFIG_NAME, ControllerConfig, MachineConfig, MachineConfigPool, MachineOSBuild,
-    MachineOSConfig, name,
+    MachineOSConfig, label, name,
 };
 use crate::cache::Cache;
 use crate::context::Context;
@@ -94,6 +94,9 @@ pub trait Live: Needs {
 
     /// The pods of the Job with this UID.
     fn pods(&self, job_uid: &str) -> impl Read<Vec<Pod>>;
+
+    /// The pods made for builds of this name, whatever became of their Job.
+    fn pods_of_build(&self, os_build: &str) -> impl Read<Vec<Pod>>;
 
     /// Why no pod could be made for the Job with this UID, as its controller told last.
     fn refused_pod(&self, job_uid: &str) -> impl Read<Option<String>>;
@@ -222,6 +225,11 @@ impl Live for Context {
 
     async fn pods(&self, job_uid: &str) -> Result<Vec<Pod>, Error> {
         let selector = format!("batch.kubernetes.io/controller-uid={job_uid}");
+        list(&self.namespaced(), "Pods", Some(&selector)).await
+    }
+
+    async fn pods_of_build(&self, os_build: &str) -> Result<Vec<Pod>, Error> {
+        let selector = format!("{}={os_build}", label::OS_BUILD);
         list(&self.namespaced(), "Pods", Some(&selector)).await
     }
 

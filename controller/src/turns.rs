@@ -63,10 +63,8 @@ impl Turns {
         max: Option<usize>,
     ) -> Result<(), Occupied> {
         let uid = os_build.uid().unwrap_or_default();
-        let Some(max) = max else {
-            self.leave(&uid);
-            return Ok(());
-        };
+        // whoever begins without a bound counts, too, should one come before the watch has told of it
+        let max = max.unwrap_or(usize::MAX);
         let active = known.of(ACTIVE);
         let mut running: BTreeSet<String> = BTreeSet::new();
         let mut initial: BTreeSet<String> = BTreeSet::from([uid.clone()]);

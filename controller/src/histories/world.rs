@@ -19,7 +19,7 @@ use crate::api::foreign::PoolCondition;
 use crate::api::machine_os_config::ContainerfileArch;
 use crate::api::{
     CLEANUP_FINALIZER, ControllerConfig, MachineConfig, MachineConfigPool, MachineOSBuild,
-    MachineOSConfig, annotation,
+    MachineOSConfig, annotation, label,
 };
 use crate::cache::{
     Cache, Meta, build_groups, config_groups, owned_groups, pool_groups, ungrouped,
@@ -642,6 +642,16 @@ impl Live for World {
     async fn pods(&self, job_uid: &str) -> Result<Vec<Pod>, Error> {
         self.read()?;
         let its = |pod: &&Pod| is_owned(&pod.metadata, job_uid);
+        Ok(self.pods.all().filter(its).cloned().collect())
+    }
+
+    async fn pods_of_build(&self, os_build: &str) -> Result<Vec<Pod>, Error> {
+        self.read()?;
+        let its = |pod: &&Pod| {
+            pod.labels()
+                .get(label::OS_BUILD)
+                .is_some_and(|of| of == os_build)
+        };
         Ok(self.pods.all().filter(its).cloned().collect())
     }
 

@@ -359,13 +359,13 @@ fn is_of(os_build: &MachineOSBuild, build_uid: Option<&str>) -> bool {
 
 /// Whether pods of a Job that is gone already may still push.
 async fn pods_push(live: &impl Live, os_build: &MachineOSBuild) -> Result<bool, Error> {
-    let Some(job_uid) = os_build.annotations().get(annotation::JOB_UID) else {
-        return Ok(false);
-    };
-    if Phase::of_build(os_build) == Phase::Succeeded {
+    let annotations = os_build.annotations();
+    let has_begun = annotations.contains_key(annotation::CONTENT_KEY)
+        || Phase::of_build(os_build) != Phase::Initial;
+    if !has_begun || Phase::of_build(os_build) == Phase::Succeeded {
         return Ok(false);
     }
-    let pods = live.pods(job_uid).await?;
+    let pods = live.pods_of_build(&os_build.name_any()).await?;
     Ok(pods.iter().any(|pod| {
         let phase = pod
             .status

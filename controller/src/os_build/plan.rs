@@ -28,7 +28,7 @@
 //! | blocked | its pool isn't well | SetBuildStatus, Tell | Initial |
 //! | waiting | something is missing | SetBuildStatus, Tell | Initial |
 //! | refused | the apiserver refused what `start` makes | SetBuildStatus, Tell | Initial |
-//! | start | all is there | Annotate, CreateObjects, SetBuildStatus, Tell | Prepared |
+//! | start | all is there | Remember (an image that would lose its tag), Annotate, CreateObjects, SetBuildStatus, Tell | Prepared |
 //! | running | its Job hasn't ended | SetBuildStatus | Prepared or Building |
 //! | vanished | its Job is gone, the registry has no image of it, or hasn't let us look for long | SetBuildStatus, Tell | Interrupted |
 //! | failed | its Job failed, the same | SetBuildStatus, Tell | Failed |
@@ -291,8 +291,11 @@ fn start(observed: &Observed, prepared: &Prepared, now: Timestamp) -> Plan {
     let Prepared {
         objects,
         content_key,
+        displaced,
     } = prepared;
-    let mut steps = annotate(
+    // it loses its tag, and could not be found any more
+    let mut steps = Vec::from_iter(displaced.clone().map(Step::Remember));
+    steps.extend(annotate(
         &observed.os_build,
         &[
             (annotation::CONTENT_KEY, Some(content_key.as_str())),
@@ -300,7 +303,7 @@ fn start(observed: &Observed, prepared: &Prepared, now: Timestamp) -> Plan {
             (annotation::REUSED_IMAGE, None),
             (annotation::PRE_BUILT_IMAGE, None),
         ],
-    );
+    ));
     steps.push(Step::CreateObjects(Box::new(objects.clone())));
     steps.extend(say(observed, Phase::Prepared, None, now));
     let job = name::job(&observed.os_build.name_any());

@@ -5,7 +5,7 @@
 use kube::ResourceExt as _;
 use strata_builder::digest::Digest;
 use strata_builder::error::{Class, Classify as _, chain};
-use strata_builder::reference::Repository;
+use strata_builder::reference::{Reference, Repository};
 
 use crate::api::{
     DEFAULT_PULL_SECRET, MachineConfigPool, MachineOSBuild, MachineOSConfig, annotation,
@@ -13,6 +13,7 @@ use crate::api::{
 use crate::error::Error;
 use crate::inputs::{BuildInputs, ContentKey, Sources};
 use crate::job::{BuildObjects, Credentials, JobSettings, build_objects};
+use crate::ledger::Entry;
 use crate::live::Live;
 use crate::registries::Answer;
 use crate::render::render;
@@ -48,6 +49,8 @@ pub struct Prepared {
     pub objects: BuildObjects,
     /// Of the image.
     pub content_key: ContentKey,
+    /// An image of an earlier build under the same tag, by which alone the ledger knows it.
+    pub displaced: Option<Entry>,
 }
 
 /// What is used instead of being built.
@@ -96,7 +99,8 @@ pub async fn prepare(
         )));
     }
     let content_key = inputs.content_key();
-    match reusable(live, os_build, sources, &content_key).await? {
+    let entries = live.entries().await?;
+    match reusable(live, os_build, sources, &content_key, &entries).await? {
         Ok(Some(candidate)) => {
             return Ok(Preparation::Reusable(Box::new(Reusable {
                 content_key,
@@ -141,6 +145,10 @@ pub async fn prepare(
     if let Err(why) = records(live, os_build, &inputs.push.repository).await? {
         return Ok(Preparation::Waiting(why));
     }
+    let displaced = match displaced(live, &inputs.push, &entries).await {
+        Ok(displaced) => displaced,
+        Err(why) => return Ok(Preparation::Unanswered(why)),
+    };
     let shape = match live.pod_shape(&settings).await? {
         Ok(shape) => shape,
         Err(why) => return Ok(Preparation::Waiting(why)),
@@ -150,6 +158,7 @@ pub async fn prepare(
             Ok(objects) => Preparation::Ready(Box::new(Prepared {
                 content_key,
                 objects,
+                displaced,
             })),
             // an object besides the config's own inputs: mended, the same build can go on
             Err(error) => match error.class() {
@@ -158,6 +167,30 @@ pub async fn prepare(
             },
         },
     )
+}
+
+/// The image that this build's push would take the tag from, although nobody knows it otherwise; or why that can't be told.
+async fn displaced(
+    live: &impl Live,
+    push: &Reference,
+    entries: &[Entry],
+) -> Result<Option<Entry>, String> {
+    let tag = push.to_string();
+    let mut unseen = entries.iter().filter(|entry| entry.unseen_of.is_some());
+    let Some(entry) = unseen.find(|entry| entry.image == tag) else {
+        return Ok(None);
+    };
+    match live.look(push, &entry.push_secret, true).await {
+        Answer::Present { digest, build_uid } if build_uid == entry.unseen_of => Ok(Some(Entry {
+            image: push.repository.digested(digest).to_string(),
+            unseen_of: None,
+            ..entry.clone()
+        })),
+        Answer::Unknown(why) => Err(format!(
+            "an earlier build may have pushed under the same tag, and the registry can't be asked: {why}"
+        )),
+        _ => Ok(None),
+    }
 }
 
 /// Whether the status can name an image of `repository`: older CRDs take no path of more than two parts.
@@ -185,6 +218,7 @@ async fn reusable(
     os_build: &MachineOSBuild,
     sources: Sources<'_>,
     key: &ContentKey,
+    entries: &[Entry],
 ) -> Result<Result<Option<Candidate>, String>, Error> {
     let annotations = os_build.annotations();
     let Some(push_secret) = annotations.get(annotation::PUSH_SECRET) else {
@@ -196,7 +230,7 @@ async fn reusable(
     let os_builds = live.os_builds(&sources.os_config.name_any(), None).await?;
     let machine_config = |name: &str| live.cache().machine_configs.get(name);
     let mut found = candidates(sources, key, &os_builds, machine_config);
-    for one in remembered(os_build, sources.os_config, key, &live.entries().await?) {
+    for one in remembered(os_build, sources.os_config, key, entries) {
         if found.iter().all(|known| known.image != one.image) {
             found.push(one);
         }

@@ -151,6 +151,7 @@ fn prepared() -> Prepared {
     .unwrap();
     let content_key: ContentKey = inputs.content_key();
     Prepared {
+        displaced: None,
         objects,
         content_key,
     }
