@@ -28,7 +28,7 @@ use crate::api::{
     CLEANUP_FINALIZER, FIELD_MANAGER, MachineConfigPool, MachineOSBuild, MachineOSConfig, condition,
 };
 use crate::context::Context;
-use crate::error::{Error, code};
+use crate::error::{Error, code, within};
 use crate::events::{Notice, Reason};
 use crate::ledger::{Entry, LEDGER_NAME, LedgerError};
 use crate::metrics::{Deletion, Kind, Outcome};
@@ -119,12 +119,7 @@ pub async fn perform(
     for step in steps {
         let name = step.name();
         let begin = Instant::now();
-        let done = tokio::time::timeout(STEP_LIMIT, run(context, &mut root, step))
-            .await
-            .unwrap_or(Err(Error::Timeout {
-                what: name,
-                limit: STEP_LIMIT,
-            }));
+        let done = within(name, STEP_LIMIT, run(context, &mut root, step)).await;
         let outcome = match &done {
             Ok(()) => Outcome::Done,
             Err(_) => Outcome::Failed,

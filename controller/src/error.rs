@@ -1,5 +1,6 @@
 //! What can go wrong in a pass, and who can end it?
 
+use std::future::Future;
 use std::time::Duration;
 
 use strata_builder::error::{Class, Classify, chain};
@@ -113,6 +114,21 @@ impl Error {
     }
 }
 
+/// What `work` comes to, if it does within `limit`.
+///
+/// # Errors
+///
+/// Its own. Transient: it didn't end, and was dropped.
+pub async fn within<T>(
+    what: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or(Err(Error::Timeout { what, limit }))
+}
+
 /// The HTTP status of the apiserver's answer, if it gave one.
 #[must_use]
 pub fn code(error: &kube::Error) -> Option<u16> {
@@ -143,5 +159,22 @@ impl Classify for Error {
             Error::Registry { source, .. } => source.class(),
             Error::Ledger(source) => source.class(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_does_not_end_in_time_may_pass_by_itself() {
+        let minute = Duration::from_secs(60);
+        let done = within("observe", minute, std::future::ready(Ok(1))).await;
+        assert!(matches!(done, Ok(1)));
+        let error = within::<()>("observe", Duration::ZERO, std::future::pending())
+            .await
+            .unwrap_err();
+        assert_eq!(error.to_string(), "observe was not done after 0 s");
+        assert_eq!(error.class(), Class::Transient);
     }
 }

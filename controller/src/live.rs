@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Secret};
@@ -21,7 +22,7 @@ use crate::api::{
 };
 use crate::cache::Cache;
 use crate::context::Context;
-use crate::error::{Error, code};
+use crate::error::{Error, code, within};
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
 use crate::ledger::{AtWork, Entry, Removing};
@@ -31,6 +32,15 @@ use crate::turns::Turns;
 use crate::usage::{Use, Users};
 use crate::wanted::Wanted;
 use crate::watches::keep_outcome;
+
+/// Of all reads of a pass together: the registry's and those of all that can name an image have limits of their own, which leave room
+/// for the rest.
+pub const OBSERVE_LIMIT: Duration = Duration::from_secs(120);
+/// Of one question to a registry. Far above what one that works needs; one that hangs is one that can't be asked for now.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
+/// Of reading all that can name an image. Twice that, before a deletion and after it, fits into the time of a step, so that what was taken meanwhile
+/// is put back.
+const USERS_LIMIT: Duration = Duration::from_secs(40);
 
 /// What deleting an image needs; every error is the apiserver's.
 pub trait Needs: Sync {
@@ -163,26 +173,7 @@ impl Needs for Context {
     }
 
     async fn users(&self) -> Result<Users, Error> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        // in the order in which an image is handed on: so none is missed that changes hands meanwhile
-        let os_builds = all(
-            &Api::all(self.client.clone()),
-            "MachineOSBuilds",
-            keep_outcome,
-        )
-        .await?;
-        let entries = self.ledger.entries().await?;
-        let os_configs = all(&Api::all(self.client.clone()), "MachineOSConfigs", |_| {}).await?;
-        let machine_configs = machine_configs(self).await?;
-        let nodes = nodes.list_metadata(&ListParams::default()).await;
-        let nodes = nodes.map_err(failed(|| "Nodes".to_owned()))?.items;
-        Ok(Users {
-            nodes: nodes.into_iter().map(Arc::new).collect(),
-            os_configs,
-            os_builds,
-            machine_configs,
-            entries,
-        })
+        within("reading what names images", USERS_LIMIT, users(self)).await
     }
 
     async fn begin_removal(&self, removing: &Removing) -> Result<AtWork, Error> {
@@ -325,13 +316,17 @@ impl Live for Context {
             return Ok(None);
         };
         let users = self.users().await?;
-        Ok(match self.registries.open(push_secret).await {
-            Ok(registry) => in_use(&registry, image, digest, &users, asking).await,
-            Err(error) => {
-                let unknown = || Some(Use::Unknown(chain(&error)));
-                users.of(digest, asking).or_else(unknown)
+        if let Some(used) = users.of(digest, asking) {
+            return Ok(Some(used));
+        }
+        let looking = async {
+            match self.registries.open(push_secret).await {
+                Ok(registry) => in_use(&registry, image, digest, &users, asking).await,
+                Err(error) => Some(Use::Unknown(chain(&error))),
             }
-        })
+        };
+        let looked = tokio::time::timeout(USERS_LIMIT, looking).await;
+        Ok(looked.unwrap_or_else(|_elapsed| Some(Use::Unknown(silent(image, USERS_LIMIT)))))
     }
 
     fn is_missing(&self, image: &Reference) -> bool {
@@ -339,8 +334,34 @@ impl Live for Context {
     }
 
     async fn look(&self, image: &Reference, push_secret: &str, manifest: bool) -> Answer {
-        self.registries.look(image, push_secret, manifest).await
+        let looking = self.registries.look(image, push_secret, manifest);
+        let looked = tokio::time::timeout(LOOK_LIMIT, looking).await;
+        looked.unwrap_or_else(|_elapsed| Answer::Unknown(silent(image, LOOK_LIMIT)))
     }
+}
+
+fn silent(image: &Reference, limit: Duration) -> String {
+    let seconds = limit.as_secs();
+    format!("its registry did not tell of {image} within {seconds} s")
+}
+
+async fn users(context: &Context) -> Result<Users, Error> {
+    let client = || context.client.clone();
+    let nodes: Api<Node> = Api::all(client());
+    // in the order in which an image is handed on: so none is missed that changes hands meanwhile
+    let os_builds = all(&Api::all(client()), "MachineOSBuilds", keep_outcome).await?;
+    let entries = context.ledger.entries().await?;
+    let os_configs = all(&Api::all(client()), "MachineOSConfigs", |_| {}).await?;
+    let machine_configs = machine_configs(context).await?;
+    let nodes = nodes.list_metadata(&ListParams::default()).await;
+    let nodes = nodes.map_err(failed(|| "Nodes".to_owned()))?.items;
+    Ok(Users {
+        nodes: nodes.into_iter().map(Arc::new).collect(),
+        os_configs,
+        os_builds,
+        machine_configs,
+        entries,
+    })
 }
 
 /// All MachineConfigs as they are now, without what names no image. They are large, so of those that the watch has told in

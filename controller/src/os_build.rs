@@ -16,7 +16,8 @@ use kube::runtime::controller::Action;
 use crate::api::{MachineOSBuild, label};
 use crate::apply::{self, Root};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, within};
+use crate::live::OBSERVE_LIMIT;
 use crate::metrics::Kind;
 use crate::phase::Phase;
 use crate::plan::{Plan, Step};
@@ -34,7 +35,8 @@ pub async fn reconcile(
     os_build: Arc<MachineOSBuild>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let Some(observed) = observe::observe(context.as_ref(), &os_build).await? else {
+    let observing = observe::observe(context.as_ref(), &os_build);
+    let Some(observed) = within("observe", OBSERVE_LIMIT, observing).await? else {
         return Ok(Action::await_change());
     };
     let plan = plan::plan(&observed, Timestamp::now());

@@ -21,8 +21,9 @@ use crate::api::{
 };
 use crate::apply::{self, Root};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, within};
 use crate::inputs::BuildInputs;
+use crate::live::OBSERVE_LIMIT;
 use crate::metrics::Kind;
 
 /// One pass over a MachineOSConfig.
@@ -38,8 +39,8 @@ pub async fn reconcile(
     os_config: Arc<MachineOSConfig>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let Some(observed) = observe::observe(context.as_ref(), &os_config, Timestamp::now()).await?
-    else {
+    let observing = observe::observe(context.as_ref(), &os_config, Timestamp::now());
+    let Some(observed) = within("observe", OBSERVE_LIMIT, observing).await? else {
         return Ok(Action::await_change());
     };
     let plan = plan::plan(&observed, Timestamp::now());

@@ -30,7 +30,7 @@ use tracing::{debug, error, info, warn};
 use crate::admin::{self, AdminError, Health};
 use crate::cache::ACTIVE;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, within};
 use crate::lease::{self, Leadership, LeaseError, Lost};
 use crate::ledger;
 use crate::ledger::drain::Failures;
@@ -58,6 +58,11 @@ const LEDGER_ROUND: Duration = Duration::from_secs(300);
 const SWEEP_ROUND: Duration = Duration::from_secs(6 * 3600);
 /// After an apiserver that didn't answer.
 const LEDGER_RETRY: Duration = Duration::from_secs(30);
+
+/// Of one look for leftovers: what is left is found by the next.
+const LEFTOVERS_LIMIT: Duration = Duration::from_secs(300);
+/// Of one look for images that have lost their build: many requests to slow registries; what isn't entered is found by the next.
+const SWEEP_LIMIT: Duration = Duration::from_secs(3600);
 
 /// After an apiserver that didn't tell the settings.
 const SETTINGS_RETRY: Duration = Duration::from_secs(2);
@@ -356,7 +361,8 @@ fn key(kind: Kind, name: &str) -> String {
     format!("{kind:?}/{name}")
 }
 
-/// Deletes images of the ledger whenever one may have become unneeded.
+/// Deletes images of the ledger whenever one may have become unneeded. Its requests have limits, and all of them together none: a deletion isn't cut off before
+/// the look that follows it.
 async fn drain(context: &Context, shutdown: &CancellationToken) {
     let mut round = LEDGER_PAUSE;
     let mut failures = Failures::default();
@@ -387,7 +393,8 @@ async fn drain(context: &Context, shutdown: &CancellationToken) {
 /// Deletes what builds that are gone have left, from time to time.
 async fn remove_leftovers(context: &Context, shutdown: &CancellationToken) {
     loop {
-        if let Err(error) = leftovers::remove(context).await {
+        let removing = leftovers::remove(context);
+        if let Err(error) = within("removing leftovers", LEFTOVERS_LIMIT, removing).await {
             warn!(
                 error = chain(&error),
                 "leftovers of builds that are gone can't be deleted"
@@ -403,7 +410,8 @@ async fn remove_leftovers(context: &Context, shutdown: &CancellationToken) {
 /// Looks at the start and then again and again for images that have lost their build.
 async fn sweep_repositories(context: &Context, shutdown: &CancellationToken) {
     loop {
-        match sweep::sweep(context).await {
+        let looking = sweep::sweep(context);
+        match within("looking for images without a build", SWEEP_LIMIT, looking).await {
             Ok(0) => {}
             Ok(_) => context.unneeded.notify_one(),
             Err(error) => warn!(error = chain(&error), "no look for images without a build"),
