@@ -10,8 +10,12 @@ use std::time::Duration;
 
 use strata_builder::error::Class;
 
-/// First wait of a transient failure; the next ones double it. Short, as most are a conflict or a connection
-/// that was just closed.
+/// First wait after another writer was faster: its change is told by then, unless the watch lags behind.
+const CONFLICT_FIRST: Duration = Duration::from_millis(50);
+/// Longest of these waits, which double: a watch that lags is caught up with soon, and a hundred objects that wait for it ask the apiserver some 20
+/// times a second.
+const CONFLICT_LAST: Duration = Duration::from_secs(5);
+/// First wait of a transient failure; the next ones double it. Short, as most are a connection that was just closed.
 const TRANSIENT_FIRST: Duration = Duration::from_millis(500);
 /// Longest wait of a transient failure: what an apiserver or a registry that comes back is found after.
 const TRANSIENT_LAST: Duration = Duration::from_secs(60);
@@ -37,6 +41,7 @@ struct Failures {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    Conflict,
     Transient,
     User,
     Permanent,
@@ -61,7 +66,15 @@ impl Backoff {
 
     /// Counts a failure of `key`, a UID or a name; how long to wait before the next try.
     pub fn failed(&self, key: &str, class: Class) -> Duration {
-        let kind = Kind::of(class);
+        self.count(key, Kind::of(class))
+    }
+
+    /// Counts that another writer was faster than a pass over `key`; how long to wait before the next.
+    pub fn conflicted(&self, key: &str) -> Duration {
+        self.count(key, Kind::Conflict)
+    }
+
+    fn count(&self, key: &str, kind: Kind) -> Duration {
         let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let count = match all.get(key) {
             Some(before) if before.kind == kind => before.count.saturating_add(1),
@@ -69,7 +82,7 @@ impl Backoff {
             Some(_) | None => 1,
         };
         all.insert(key.to_owned(), Failures { kind, count });
-        jittered(delay(class, count), key)
+        jittered(delay(kind, count), key)
     }
 
     /// Ends the row of failures of `key`.
@@ -87,16 +100,16 @@ impl Backoff {
 }
 
 /// The wait after the `count`th failure in a row, from 1.
-fn delay(class: Class, count: u32) -> Duration {
-    match class {
-        Class::Transient => {
-            let doublings = count.saturating_sub(1).min(16);
-            TRANSIENT_FIRST
-                .saturating_mul(1 << doublings)
-                .min(TRANSIENT_LAST)
-        }
-        Class::User(_) => USER,
-        Class::Permanent(_) => PERMANENT,
+fn delay(kind: Kind, count: u32) -> Duration {
+    let doubled = |first: Duration, last: Duration| {
+        let doublings = count.saturating_sub(1).min(16);
+        first.saturating_mul(1 << doublings).min(last)
+    };
+    match kind {
+        Kind::Conflict => doubled(CONFLICT_FIRST, CONFLICT_LAST),
+        Kind::Transient => doubled(TRANSIENT_FIRST, TRANSIENT_LAST),
+        Kind::User => USER,
+        Kind::Permanent => PERMANENT,
     }
 }
 
@@ -113,22 +126,28 @@ mod tests {
 
     #[test]
     fn a_wait_depends_on_the_class_and_on_the_failures_in_a_row() {
-        for (class, count, milliseconds) in [
-            (Class::Transient, 1, 500),
-            (Class::Transient, 2, 1_000),
-            (Class::Transient, 3, 2_000),
-            (Class::Transient, 7, 32_000),
-            (Class::Transient, 8, 60_000),
-            (Class::Transient, u32::MAX, 60_000),
-            (Class::CONTENT, 1, 60_000),
-            (Class::RIGHTS, 9, 60_000),
-            (Class::CONTRACT, 1, 300_000),
-            (Class::INTERNAL, 9, 300_000),
+        let of = Kind::of;
+        for (kind, count, milliseconds) in [
+            (Kind::Conflict, 1, 50),
+            (Kind::Conflict, 2, 100),
+            (Kind::Conflict, 7, 3_200),
+            (Kind::Conflict, 8, 5_000),
+            (Kind::Conflict, u32::MAX, 5_000),
+            (of(Class::Transient), 1, 500),
+            (of(Class::Transient), 2, 1_000),
+            (of(Class::Transient), 3, 2_000),
+            (of(Class::Transient), 7, 32_000),
+            (of(Class::Transient), 8, 60_000),
+            (of(Class::Transient), u32::MAX, 60_000),
+            (of(Class::CONTENT), 1, 60_000),
+            (of(Class::RIGHTS), 9, 60_000),
+            (of(Class::CONTRACT), 1, 300_000),
+            (of(Class::INTERNAL), 9, 300_000),
         ] {
             assert_eq!(
-                delay(class, count),
+                delay(kind, count),
                 Duration::from_millis(milliseconds),
-                "{class:?} {count}"
+                "{kind:?} {count}"
             );
         }
     }
@@ -160,6 +179,10 @@ mod tests {
         assert_eq!(backoff.failed("a", Class::Transient), first);
         backoff.failed("a", Class::Transient);
         backoff.failed("a", Class::RIGHTS);
+        assert_eq!(backoff.failed("a", Class::Transient), first);
+        let overtaken = backoff.conflicted("a");
+        assert!(overtaken < first);
+        assert_eq!(backoff.conflicted("a"), overtaken * 2);
         assert_eq!(backoff.failed("a", Class::Transient), first);
         backoff.failed("b", Class::Transient);
         backoff.forget("a");

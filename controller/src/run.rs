@@ -47,9 +47,6 @@ const CONCURRENCY: u16 = 32;
 /// Events of one change come together within this; they cost one pass.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
-/// A pass that lost against another writer is repeated when that writer's change has been told.
-const AFTER_CONFLICT: Duration = Duration::from_millis(50);
-
 /// Between two looks at the ledger at least.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks at the ledger at most.
@@ -334,13 +331,15 @@ async fn drive<K, F, Fut>(
 /// When to try again after `error`, which is told here.
 fn again(kind: Kind, name: &str, error: &Error, context: &Context) -> Action {
     if error.is_conflict() {
+        let delay = context.backoff.conflicted(&key(kind, name));
         debug!(
             ?kind,
             name,
             error = chain(error),
+            again_after = ?delay,
             "another writer was faster"
         );
-        return Action::requeue(AFTER_CONFLICT);
+        return Action::requeue(delay);
     }
     let class = error.class();
     let delay = context.backoff.failed(&key(kind, name), class);
