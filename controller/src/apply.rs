@@ -282,17 +282,14 @@ where
         object: object_name(),
         source,
     };
-    match api.create(&parameters, object).await {
+    let conflict = match api.create(&parameters, object).await {
         Ok(_) => return Ok(()),
-        Err(error) if code(&error) == Some(409) => {}
+        Err(error) if code(&error) == Some(409) => error,
         Err(error) => return Err(failed(error)),
-    }
+    };
     let Some(found) = api.get_opt(&name).await.map_err(failed)? else {
         // gone in between: the next pass makes it
-        return Err(Error::Taken {
-            step,
-            object: object_name(),
-        });
+        return Err(failed(conflict));
     };
     match existing(kind, object, &found) {
         Existing::Ours => {
@@ -306,7 +303,11 @@ where
         }
         Existing::Foreign => Err(Error::Taken {
             step,
-            object: object_name(),
+            object: match found.namespace() {
+                Some(namespace) => format!("{} in namespace {namespace}", object_name()),
+                None => object_name(),
+            },
+            is_going: found.meta().deletion_timestamp.is_some(),
         }),
     }
 }

@@ -37,8 +37,10 @@ pub enum Error {
     Taken {
         /// The step's name.
         step: &'static str,
-        /// Kind and name.
+        /// Kind and name, and the namespace if it has one.
         object: String,
+        /// Whether it is being deleted.
+        is_going: bool,
     },
     /// A registry can't be reached as it should be.
     #[error("reach the registry of {image}")]
@@ -97,8 +99,7 @@ impl Error {
 }
 
 impl Error {
-    /// What the apiserver has against a change, if somebody must do something about it: a missing right, a quota, a
-    /// webhook.
+    /// What is in the way of a change, if somebody must do something about it: a missing right, a quota, a webhook, somebody else's object.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         match self {
@@ -109,7 +110,23 @@ impl Error {
                 };
                 Some(format!("the apiserver refuses {object}: {why}"))
             }
-            _ => None,
+            Error::Taken {
+                object, is_going, ..
+            } => Some(match is_going {
+                true => format!(
+                    "{object} of an earlier owner is in the way until its deletion has ended; if it doesn't, see its finalizers"
+                ),
+                false => format!(
+                    "{object} is in the way, as it has another owner or none: delete it, or have it renamed"
+                ),
+            }),
+            Error::Write { .. }
+            | Error::Read { .. }
+            | Error::Access { .. }
+            | Error::Registry { .. }
+            | Error::InUse { .. }
+            | Error::Ledger(_)
+            | Error::Timeout { .. } => None,
         }
     }
 }
@@ -164,7 +181,45 @@ impl Classify for Error {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
+
+    #[test]
+    fn what_somebody_must_do_something_about_is_told_with_the_object() {
+        let write = |code, message: &str| Error::Write {
+            step: "create-objects",
+            object: "Job build-a".to_owned(),
+            source: kube::Error::Api(Box::new(Status::failure(message, "").with_code(code))),
+        };
+        let taken = |is_going| Error::Taken {
+            step: "create-objects",
+            object: "ConfigMap mc-a in namespace ns".to_owned(),
+            is_going,
+        };
+        for (error, told) in [
+            (
+                write(403, "exceeded quota"),
+                Some("the apiserver refuses Job build-a: exceeded quota"),
+            ),
+            (write(409, "changed"), None),
+            (write(500, "no etcd"), None),
+            (
+                taken(false),
+                Some(
+                    "ConfigMap mc-a in namespace ns is in the way, as it has another owner or none: delete it, or have it renamed",
+                ),
+            ),
+            (
+                taken(true),
+                Some(
+                    "ConfigMap mc-a in namespace ns of an earlier owner is in the way until its deletion has ended; if it doesn't, see its finalizers",
+                ),
+            ),
+        ] {
+            assert_eq!(error.refusal().as_deref(), told, "{error}");
+        }
+    }
 
     #[tokio::test]
     async fn what_does_not_end_in_time_may_pass_by_itself() {

@@ -27,7 +27,7 @@
 //! | queued | as many builds run as may | SetBuildStatus, Tell | Initial |
 //! | blocked | its pool isn't well | SetBuildStatus, Tell | Initial |
 //! | waiting | something is missing | SetBuildStatus, Tell | Initial |
-//! | refused | the apiserver refused what `start` makes | SetBuildStatus, Tell | Initial |
+//! | refused | the apiserver refused what `start` makes, or an object with another owner is in its way | SetBuildStatus, Tell | Initial |
 //! | start | all is there | Remember (an image that would lose its tag), Annotate, CreateObjects, SetBuildStatus, Tell | Prepared |
 //! | running | its Job hasn't ended | SetBuildStatus | Prepared or Building |
 //! | vanished | its Job is gone, the registry has no image of it, or hasn't let us look for long | SetBuildStatus, Tell | Interrupted |
@@ -98,7 +98,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     following(observed, now)
 }
 
-/// The plan when the apiserver has refused what [`plan`] would make: a build that could not begin says why.
+/// The plan when the apiserver has refused what [`plan`] would make, or something is in its way: a build that could not begin says why.
 #[must_use]
 pub fn refused(observed: &Observed, why: &str, now: Timestamp) -> Option<Plan> {
     let os_build = &observed.os_build;

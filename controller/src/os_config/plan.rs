@@ -11,7 +11,7 @@
 //! | waiting | pool or rendered MachineConfig absent | – |
 //! | rebuild-requested | rebuild annotation, the wanted build exists | DeleteBuild |
 //! | seed | pre-built annotation, nothing built before or asked for | CreateBuild that stands for the image |
-//! | refused | the apiserver refused what a rule makes | Tell |
+//! | refused | the apiserver refused what a rule makes, or an object with another owner is in its way | Tell |
 //! | create | the wanted build is absent | Annotate (its name; no rebuild, but to build anew), CreateBuild |
 //! | replaced | the wanted build is being deleted | – |
 //! | restart | the wanted build was superseded earlier, or ended without an image and then another was wanted | Annotate (to build anew, if it was to), DeleteBuild |
@@ -126,7 +126,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     }
 }
 
-/// The plan when the apiserver has refused what [`plan`] would make.
+/// The plan when the apiserver has refused what [`plan`] would make, or something is in its way.
 #[must_use]
 pub fn refused(observed: &Observed, why: &str, now: Timestamp) -> Option<Plan> {
     if observed.os_config.metadata.deletion_timestamp.is_some() {
