@@ -7,6 +7,7 @@
 
 pub mod condition;
 pub mod foreign;
+pub(crate) mod lenient;
 pub mod machine_os_build;
 pub mod machine_os_config;
 mod schema;
@@ -19,6 +20,8 @@ pub use schema::{crd_files, foreign_crds, own_crds};
 use kube::{Resource, ResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use self::lenient::null_as_default;
 
 /// API group of all five kinds.
 pub const GROUP: &str = "machineconfiguration.openshift.io";
@@ -200,7 +203,8 @@ pub mod name {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NameReference {
     /// metadata.name of the object.
-    #[schemars(schema_with = "schema::dns_subdomain")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::dns_subdomain")]
     pub name: String,
 }
 
@@ -215,16 +219,19 @@ impl NameReference {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ObjectReference {
     /// API group of the object.
-    #[schemars(schema_with = "schema::dns_subdomain")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::dns_subdomain")]
     pub group: String,
     /// Resource of the object: the lower-case plural of its kind.
-    #[schemars(schema_with = "schema::resource_name")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::resource_name")]
     pub resource: String,
     /// Namespace of the object, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::namespace_name")]
     pub namespace: Option<String>,
     /// metadata.name of the object.
-    #[schemars(schema_with = "schema::dns_subdomain_not_empty")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::dns_subdomain_not_empty")]
     pub name: String,
 }

@@ -16,7 +16,7 @@ use strata_builder::error::{Class, Classify};
 use strata_builder::reference::{InvalidReference, Reference};
 
 use crate::api::foreign::{CoreObjectReference, PoolConfiguration, Proxy};
-use crate::api::machine_os_config::{ContainerfileArch, OsContainerfile};
+use crate::api::machine_os_config::{ContainerfileArch, ImageBuilderType, OsContainerfile};
 use crate::api::{
     ControllerConfig, MachineConfig, MachineConfigPool, MachineOSConfig, RENDERED_PREFIX,
     annotation, name,
@@ -110,6 +110,24 @@ pub enum InputError {
         /// The missing or empty one.
         field: &'static str,
     },
+    /// A field of the config that must not be empty is.
+    #[error("MachineOSConfig {os_config} has no spec.{field}")]
+    NotNamed {
+        /// The MachineOSConfig.
+        os_config: String,
+        /// The missing or empty one.
+        field: &'static str,
+    },
+    /// Another kind of builder than ours.
+    #[error(
+        "MachineOSConfig {os_config} has {found:?} in spec.imageBuilder.imageBuilderType: write Job, the only kind of builder that there is"
+    )]
+    Builder {
+        /// The MachineOSConfig.
+        os_config: String,
+        /// In the field.
+        found: String,
+    },
     /// The hash can't be made.
     #[error("{object} can't be given a build name")]
     Yaml {
@@ -161,7 +179,7 @@ pub enum InputError {
         /// Of the Containerfiles, joined by commas.
         architectures: String,
         /// What is built for.
-        ours: &'static str,
+        ours: String,
     },
 }
 
@@ -172,6 +190,8 @@ impl Classify for InputError {
             | InputError::NotRendered(_)
             | InputError::NoAnnotation { .. }
             | InputError::NoField { .. }
+            | InputError::NotNamed { .. }
+            | InputError::Builder { .. }
             | InputError::Reference { .. }
             | InputError::NoDigest { .. }
             | InputError::OtherArchitecture { .. }
@@ -257,6 +277,7 @@ impl BuildInputs {
             controller_config,
             optional,
         } = sources;
+        check(os_config)?;
         let name = build_name(pool, machine_config, os_config)?;
         let os_config_name = os_config.name_any();
         let rendered = machine_config.name_any();
@@ -309,7 +330,7 @@ impl BuildInputs {
     pub fn content_key(&self) -> ContentKey {
         let spec = &self.machine_config.spec;
         let file = self.containerfile.as_ref();
-        let arch = file.map(|file| file.containerfile_arch).unwrap_or_default();
+        let arch = file.map_or(&ContainerfileArch::NoArch, |file| &file.containerfile_arch);
         // packages, whose order and number don't matter
         let extensions: BTreeSet<_> = spec.extensions.iter().flatten().collect();
         // Keys are sorted and the writer has no freedom, so equal inputs give equal bytes.
@@ -366,6 +387,48 @@ fn digested(text: &str, object: String) -> Result<Reference, InputError> {
         });
     }
     Ok(image)
+}
+
+/// Whether the spec says what the CRD asks for; one that was stored under another may not.
+///
+/// # Errors
+///
+/// User: the error names the field.
+pub fn check(os_config: &MachineOSConfig) -> Result<(), InputError> {
+    let spec = &os_config.spec;
+    let pull_secret = spec.base_image_pull_secret.as_ref();
+    for (field, is_empty) in [
+        (
+            "machineConfigPool.name",
+            spec.machine_config_pool.name.is_empty(),
+        ),
+        (
+            "renderedImagePushSecret.name",
+            spec.rendered_image_push_secret.name.is_empty(),
+        ),
+        (
+            "baseImagePullSecret.name",
+            pull_secret.is_some_and(|secret| secret.name.is_empty()),
+        ),
+        (
+            "renderedImagePushSpec",
+            spec.rendered_image_push_spec.is_empty(),
+        ),
+    ] {
+        if is_empty {
+            return Err(InputError::NotNamed {
+                os_config: os_config.name_any(),
+                field,
+            });
+        }
+    }
+    match &spec.image_builder.image_builder_type {
+        ImageBuilderType::Job => Ok(()),
+        ImageBuilderType::Other(found) => Err(InputError::Builder {
+            os_config: os_config.name_any(),
+            found: found.clone(),
+        }),
+    }
 }
 
 /// The name that this build has with the incumbent.
@@ -513,12 +576,8 @@ fn spec_document(os_config: &MachineOSConfig) -> Value {
 fn chosen(os_config: &MachineOSConfig) -> Result<Option<OsContainerfile>, InputError> {
     let files = os_config.spec.container_file.as_deref().unwrap_or_default();
     let ours = ContainerfileArch::OURS;
-    let of = |arch| {
-        files
-            .iter()
-            .find(move |file| file.containerfile_arch == arch)
-    };
-    match of(ContainerfileArch::NoArch).or_else(|| of(ours)) {
+    let of = |arch: &ContainerfileArch| files.iter().find(|file| file.containerfile_arch == *arch);
+    match of(&ContainerfileArch::NoArch).or_else(|| of(&ours)) {
         Some(file) => Ok(Some(file.clone())),
         None if files.is_empty() => Ok(None),
         None => Err(InputError::OtherArchitecture {
@@ -528,7 +587,7 @@ fn chosen(os_config: &MachineOSConfig) -> Result<Option<OsContainerfile>, InputE
                 .map(|file| file.containerfile_arch.as_str())
                 .collect::<Vec<_>>()
                 .join(", "),
-            ours: ours.as_str(),
+            ours: ours.as_str().to_owned(),
         }),
     }
 }

@@ -115,7 +115,7 @@ pub enum RenderError {
         /// The MachineConfig.
         machine_config: String,
         /// Of the Containerfile.
-        arch: &'static str,
+        arch: String,
     },
     /// Too big for a ConfigMap.
     #[error(
@@ -268,14 +268,15 @@ fn kernel_packages(inputs: &BuildInputs) -> Result<&'static str, RenderError> {
             let arch = inputs
                 .containerfile
                 .as_ref()
-                .map(|file| file.containerfile_arch);
-            match arch.unwrap_or_default() {
+                .map_or(&ContainerfileArch::NoArch, |file| &file.containerfile_arch);
+            match arch {
                 ContainerfileArch::Arm64 | ContainerfileArch::NoArch => Ok(KERNEL_64K),
                 other @ (ContainerfileArch::Amd64
                 | ContainerfileArch::Ppc64le
-                | ContainerfileArch::S390x) => Err(RenderError::KernelArch {
+                | ContainerfileArch::S390x
+                | ContainerfileArch::Other(_)) => Err(RenderError::KernelArch {
                     machine_config: machine_config(),
-                    arch: other.as_str(),
+                    arch: other.as_str().to_owned(),
                 }),
             }
         }

@@ -103,6 +103,7 @@ pub fn repositories<'a>(
     });
     let mut found = BTreeMap::new();
     for (push, secret) in of_configs.chain(of_builds) {
+        let secret = secret.filter(|secret| !secret.is_empty());
         if let (Ok(push), Some(secret)) = (push.parse::<Reference>(), secret) {
             found
                 .entry(push.repository)

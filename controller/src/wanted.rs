@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 use strata_builder::error::chain;
 
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSConfig};
-use crate::inputs::{BuildInputs, OptionalMounts, Sources, build_name};
+use crate::inputs::{BuildInputs, OptionalMounts, Sources, build_name, check};
 
 /// What a config wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +44,16 @@ pub fn wanted(
     pool: Option<&MachineConfigPool>,
     machine_config: Option<&MachineConfig>,
 ) -> Wanted {
+    let invalid = |error| Wanted::Invalid {
+        why: chain(&error),
+        name: pool
+            .zip(machine_config)
+            .and_then(|(pool, machine_config)| build_name(pool, machine_config, os_config).ok())
+            .map(|name| name.to_string()),
+    };
+    if let Err(error) = check(os_config) {
+        return invalid(error);
+    }
     let pool_name = &os_config.spec.machine_config_pool.name;
     let Some(pool) = pool else {
         return Wanted::Waiting(format!("MachineConfigPool {pool_name} does not exist"));
@@ -67,12 +77,7 @@ pub fn wanted(
     };
     match BuildInputs::new(sources) {
         Ok(inputs) => Wanted::Build(Box::new(inputs)),
-        Err(error) => Wanted::Invalid {
-            why: chain(&error),
-            name: build_name(pool, machine_config, os_config)
-                .ok()
-                .map(|name| name.to_string()),
-        },
+        Err(error) => invalid(error),
     }
 }
 
@@ -101,6 +106,7 @@ pub fn degraded(pool: &MachineConfigPool) -> Option<String> {
 mod tests {
     use super::*;
     use crate::api::foreign::{MachineConfigPoolStatus, PoolCondition};
+    use crate::api::machine_os_config::ImageBuilderType;
     use crate::fixtures;
 
     #[test]
@@ -129,6 +135,14 @@ mod tests {
         );
         let whole = wanted(&os_config, Some(&pool), Some(&machine_config));
         assert_eq!(whole.name(), Some(fixtures::inputs().name.as_str()));
+        // told also while its pool is awaited
+        let mut other = os_config.clone();
+        other.spec.image_builder.image_builder_type =
+            ImageBuilderType::Other("PodImageBuilder".to_owned());
+        assert!(matches!(
+            wanted(&other, None, None),
+            Wanted::Invalid { why, .. } if why.contains("spec.imageBuilder.imageBuilderType")
+        ));
         let mut wrong = os_config;
         wrong.spec.rendered_image_push_spec = "quay.io/org/Repo:latest".to_owned();
         let named = build_name(&pool, &machine_config, &wrong).unwrap();

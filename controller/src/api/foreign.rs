@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::lenient::null_as_default;
 use super::schema;
 
 /// The nodes that share a rendered MachineConfig.
@@ -100,10 +101,10 @@ pub struct MachineConfigPoolStatus {
 #[serde(rename_all = "camelCase")]
 pub struct PoolCondition {
     /// Which condition.
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type", default, deserialize_with = "null_as_default")]
     pub type_: String,
     /// True, False or Unknown.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub status: String,
     /// When the status last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -308,10 +309,10 @@ pub struct ControllerConfigSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RegistryBundle {
     /// The registry's host; `..` stands for the colon before a port.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub file: String,
     /// PEM in base64.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub data: String,
 }
 

@@ -5,6 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::lenient::{self, null_as_default};
 use super::{NameReference, ObjectReference, schema};
 
 /// One build of one image; immutable.
@@ -59,14 +60,20 @@ use super::{NameReference, ObjectReference, schema};
 #[serde(rename_all = "camelCase")]
 pub struct MachineOSBuildSpec {
     /// The rendered MachineConfig that the image is made from.
-    #[schemars(schema_with = "schema::rendered_reference")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::rendered_reference")]
     pub machine_config: NameReference,
     /// The MachineOSConfig that asked for it.
-    #[serde(rename = "machineOSConfig")]
-    #[schemars(schema_with = "schema::not_empty_reference")]
+    #[serde(
+        rename = "machineOSConfig",
+        default,
+        deserialize_with = "null_as_default"
+    )]
+    #[schemars(!default, schema_with = "schema::not_empty_reference")]
     pub machine_os_config: NameReference,
     /// Where the image is pushed to; the tag is this object's name.
-    #[schemars(schema_with = "schema::tagged_image")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::tagged_image")]
     pub rendered_image_push_spec: String,
 }
 
@@ -79,7 +86,11 @@ pub struct MachineOSBuildSpec {
 }]))]
 pub struct MachineOSBuildStatus {
     /// Prepared, Building, Succeeded, Failed, Interrupted; at most one is True.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "lenient::conditions",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(schema_with = "schema::build_conditions")]
     pub conditions: Option<Vec<Condition>>,
     /// What builds it.
@@ -113,6 +124,8 @@ pub struct MachineOSBuildStatus {
 }]))]
 pub struct BuilderReference {
     /// The kind of builder: `Job`.
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default)]
     pub image_builder_type: String,
     /// The Job.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::lenient::{self, null_as_default};
 use super::{NameReference, ObjectReference, schema};
 
 /// The wish for a custom operating-system image for one pool.
@@ -26,17 +27,24 @@ use super::{NameReference, ObjectReference, schema};
 #[serde(rename_all = "camelCase")]
 pub struct MachineOSConfigSpec {
     /// The pool whose nodes shall run the image; its name is also this object's.
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default)]
     pub machine_config_pool: NameReference,
     /// How the image is built.
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default)]
     pub image_builder: ImageBuilder,
     /// Secret to pull images with; without it the cluster's global pull secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::of::<NameReference>")]
     pub base_image_pull_secret: Option<NameReference>,
     /// Secret to push the image with.
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default)]
     pub rendered_image_push_secret: NameReference,
     /// Where the image is pushed to; the tag is replaced by the build's name.
-    #[schemars(schema_with = "schema::tagged_image")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::tagged_image")]
     pub rendered_image_push_spec: String,
     /// What is put on top of the base image, per architecture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,20 +53,42 @@ pub struct MachineOSConfigSpec {
 }
 
 /// How an image is built.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageBuilder {
     /// The kind of builder.
-    #[schemars(schema_with = "schema::builder_type")]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, schema_with = "schema::builder_type")]
     pub image_builder_type: ImageBuilderType,
 }
 
 /// The kinds of builder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum ImageBuilderType {
     /// A Kubernetes Job.
     #[default]
     Job,
+    /// None that we have.
+    Other(String),
+}
+
+impl From<String> for ImageBuilderType {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "Job" => Self::Job,
+            _ => Self::Other(text),
+        }
+    }
+}
+
+impl From<ImageBuilderType> for String {
+    fn from(kind: ImageBuilderType) -> Self {
+        match kind {
+            ImageBuilderType::Job => "Job".to_owned(),
+            ImageBuilderType::Other(text) => text,
+        }
+    }
 }
 
 /// A Containerfile and the architecture it is for.
@@ -66,44 +96,48 @@ pub enum ImageBuilderType {
 #[serde(rename_all = "camelCase")]
 pub struct OsContainerfile {
     /// The architecture; NoArch is for all.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     #[schemars(schema_with = "schema::architecture")]
     pub containerfile_arch: ContainerfileArch,
     /// The Containerfile; its stages may start from `configs`.
-    #[schemars(length(max = 4096))]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schemars(!default, length(max = 4096))]
     pub content: String,
 }
 
 /// The architectures a Containerfile may be for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum ContainerfileArch {
     /// 64-bit Arm.
-    #[serde(rename = "ARM64")]
     Arm64,
     /// 64-bit x86.
-    #[serde(rename = "AMD64")]
     Amd64,
     /// 64-bit little-endian Power.
-    #[serde(rename = "PPC64LE")]
     Ppc64le,
     /// IBM Z.
-    #[serde(rename = "S390X")]
     S390x,
     /// Any.
     #[default]
     NoArch,
+    /// None that we know.
+    Other(String),
 }
+
+/// A place whose label can be lent.
+static OURS: ContainerfileArch = ContainerfileArch::OURS;
 
 impl ContainerfileArch {
     /// The value of the API field.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::Arm64 => "ARM64",
             Self::Amd64 => "AMD64",
             Self::Ppc64le => "PPC64LE",
             Self::S390x => "S390X",
             Self::NoArch => "NoArch",
+            Self::Other(text) => text,
         }
     }
 
@@ -120,14 +154,34 @@ impl ContainerfileArch {
 
     /// The value of the node label `kubernetes.io/arch` where it is built.
     #[must_use]
-    pub const fn node_label(self) -> &'static str {
+    pub fn node_label(&self) -> &str {
         match self {
             Self::Arm64 => "arm64",
             Self::Amd64 => "amd64",
             Self::Ppc64le => "ppc64le",
             Self::S390x => "s390x",
-            Self::NoArch => Self::OURS.node_label(),
+            Self::NoArch => OURS.node_label(),
+            Self::Other(text) => text,
         }
+    }
+}
+
+impl From<String> for ContainerfileArch {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "ARM64" => Self::Arm64,
+            "AMD64" => Self::Amd64,
+            "PPC64LE" => Self::Ppc64le,
+            "S390X" => Self::S390x,
+            "NoArch" => Self::NoArch,
+            _ => Self::Other(text),
+        }
+    }
+}
+
+impl From<ContainerfileArch> for String {
+    fn from(arch: ContainerfileArch) -> Self {
+        arch.as_str().to_owned()
     }
 }
 
@@ -136,7 +190,11 @@ impl ContainerfileArch {
 #[serde(rename_all = "camelCase")]
 pub struct MachineOSConfigStatus {
     /// State that isn't told by a build.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "lenient::conditions",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(schema_with = "schema::config_conditions")]
     pub conditions: Option<Vec<Condition>>,
     /// metadata.generation that the other fields were made from.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::api::NameReference;
 use crate::fixtures;
 
 fn vectors() -> Vec<Value> {
@@ -83,7 +84,7 @@ fn the_hashed_text_is_the_incumbents() {
 #[test]
 fn what_cannot_be_built_from_is_named_with_object_and_field() {
     type Change = fn(&mut MachineConfigPool, &mut MachineConfig, &mut MachineOSConfig);
-    let cases: [(Change, &str); 10] = [
+    let cases: [(Change, &str); 16] = [
         (
             |pool, _, _| pool.metadata.name = Some("other".to_owned()),
             "MachineOSConfig worker names the pool worker in spec.machineConfigPool.name, not other",
@@ -117,6 +118,36 @@ fn what_cannot_be_built_from_is_named_with_object_and_field() {
                 config.spec.container_file = Some(vec![file]);
             },
             "MachineOSConfig worker has Containerfiles for S390X only in spec.containerFile, but builds are for AMD64 here: add one for AMD64 or for NoArch",
+        ),
+        (
+            |_, _, config| {
+                let arch = ContainerfileArch::Other("RISCV64".to_owned());
+                config.spec.container_file = Some(vec![fixtures::containerfile(arch)]);
+            },
+            "MachineOSConfig worker has a Containerfile for RISCV64 in spec.containerFile, but builds are for AMD64 only here",
+        ),
+        (
+            |_, _, config| {
+                config.spec.image_builder.image_builder_type =
+                    ImageBuilderType::Other("PodImageBuilder".to_owned());
+            },
+            "MachineOSConfig worker has \"PodImageBuilder\" in spec.imageBuilder.imageBuilderType: write Job, the only kind of builder that there is",
+        ),
+        (
+            |_, _, config| config.spec.machine_config_pool.name.clear(),
+            "MachineOSConfig worker has no spec.machineConfigPool.name",
+        ),
+        (
+            |_, _, config| config.spec.rendered_image_push_secret.name.clear(),
+            "MachineOSConfig worker has no spec.renderedImagePushSecret.name",
+        ),
+        (
+            |_, _, config| config.spec.base_image_pull_secret = Some(NameReference::default()),
+            "MachineOSConfig worker has no spec.baseImagePullSecret.name",
+        ),
+        (
+            |_, _, config| config.spec.rendered_image_push_spec.clear(),
+            "MachineOSConfig worker has no spec.renderedImagePushSpec",
         ),
         (
             |_, _, config| config.spec.rendered_image_push_spec = "quay.io/Org/Repo:x".to_owned(),
@@ -275,7 +306,10 @@ fn the_content_key_changes_with_what_makes_another_image_and_with_nothing_else()
         twice(json!(["sysstat", "usbguard", "sysstat"]))
     );
     for arch in [ContainerfileArch::NoArch, ContainerfileArch::OURS] {
-        assert_eq!(changed(&|one| one.containerfile = file("", arch)), key);
+        assert_eq!(
+            changed(&|one| one.containerfile = file("", arch.clone())),
+            key
+        );
     }
 }
 

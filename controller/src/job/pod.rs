@@ -46,7 +46,7 @@ pub(super) fn template(
     settings: &JobSettings,
 ) -> PodTemplateSpec {
     let file = inputs.containerfile.as_ref();
-    let arch = file.map_or(ContainerfileArch::NoArch, |file| file.containerfile_arch);
+    let arch = file.map_or(&ContainerfileArch::NoArch, |file| &file.containerfile_arch);
     let (volumes, mounts) = volumes(inputs, etc_containers, shape, &settings.scratch)
         .into_iter()
         .unzip();
