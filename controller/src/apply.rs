@@ -28,10 +28,12 @@ use crate::api::{
     CLEANUP_FINALIZER, FIELD_MANAGER, MachineConfigPool, MachineOSBuild, MachineOSConfig, condition,
 };
 use crate::context::Context;
+use crate::decoded::Undecodable;
 use crate::error::{Error, code, within};
 use crate::events::{Notice, Reason};
 use crate::ledger::{Entry, LEDGER_NAME, LedgerError};
 use crate::metrics::{Deletion, Kind, Outcome};
+use crate::os_config;
 use crate::plan::{ImageDeletion, Plan, Requeue, Step, Target};
 use crate::sweep::Origin;
 
@@ -66,6 +68,25 @@ impl Root {
     #[must_use]
     pub fn of_pool(pool: &MachineConfigPool) -> Self {
         Self::of(pool)
+    }
+
+    /// An object that can't be decoded.
+    #[must_use]
+    pub fn of_undecodable(one: &Undecodable) -> Self {
+        let Undecodable {
+            resource,
+            metadata,
+            conditions: _,
+            field: _,
+            why: _,
+        } = one.clone();
+        Self {
+            resource,
+            name: metadata.name.unwrap_or_default(),
+            uid: metadata.uid.unwrap_or_default(),
+            resource_version: metadata.resource_version,
+            finalizers: metadata.finalizers.unwrap_or_default(),
+        }
     }
 
     fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
@@ -115,11 +136,48 @@ pub async fn perform(
         requeue,
     } = plan;
     context.metrics.rule(kind, rule);
-    let count = steps.len();
+    if steps.is_empty() {
+        debug!(object = root.object(), rule, "nothing to do");
+    } else {
+        let count = steps.len();
+        perform_steps(context, &mut root, rule, steps).await?;
+        info!(object = root.object(), rule, steps = count, "reconciled");
+    }
+    Ok(match requeue {
+        Requeue::OnChange => Action::await_change(),
+        Requeue::After(delay) => Action::requeue(delay),
+    })
+}
+
+/// Tells on an object that can't be decoded what is wrong with it.
+///
+/// # Errors
+///
+/// Of the apiserver, if its status can't be written; the event was tried by then.
+///
+/// # Cancel safety
+///
+/// What was told stays told.
+pub async fn tell_undecodable(context: &Context, one: &Undecodable) -> Result<(), Error> {
+    let mut root = Root::of_undecodable(one);
+    let steps = if one.resource.kind == MachineOSConfig::kind(&()) {
+        os_config::plan::undecodable(one, Timestamp::now())
+    } else {
+        vec![Step::Tell(Notice::new(Reason::InvalidInput, one.told()))]
+    };
+    perform_steps(context, &mut root, "undecodable", steps).await
+}
+
+async fn perform_steps(
+    context: &Context,
+    root: &mut Root,
+    rule: &'static str,
+    steps: Vec<Step>,
+) -> Result<(), Error> {
     for step in steps {
         let name = step.name();
         let begin = Instant::now();
-        let done = within(name, STEP_LIMIT, run(context, &mut root, step)).await;
+        let done = within(name, STEP_LIMIT, run(context, root, step)).await;
         let outcome = match &done {
             Ok(()) => Outcome::Done,
             Err(_) => Outcome::Failed,
@@ -128,15 +186,7 @@ pub async fn perform(
         debug!(object = root.object(), rule, step = name, elapsed = ?begin.elapsed(), ok = done.is_ok(), "step");
         done?;
     }
-    if count == 0 {
-        debug!(object = root.object(), rule, "nothing to do");
-    } else {
-        info!(object = root.object(), rule, steps = count, "reconciled");
-    }
-    Ok(match requeue {
-        Requeue::OnChange => Action::await_change(),
-        Requeue::After(delay) => Action::requeue(delay),
-    })
+    Ok(())
 }
 
 async fn run(context: &Context, root: &mut Root, step: Step) -> Result<(), Error> {

@@ -1,13 +1,14 @@
 //! What do the watches tell, and which objects belong together?
 //!
 //! A [`Kept`] is a kind's objects as the watch last told them, with an index from whatever groups them (a config's
-//! builds, a pool's configs) to their names, so that an event costs what it concerns. [`watches`](crate::watches)
+//! builds, a pool's configs) to their names, so that an event costs what it concerns. Objects that aren't what their type says are
+//! kept apart: they are in no group, and whoever looks for one by name may ask for them. [`watches`](crate::watches)
 //! fills them; nothing here talks to the apiserver.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
@@ -17,6 +18,7 @@ use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, label};
+use crate::decoded::{Decoded, Undecodable};
 use crate::phase::Phase;
 use crate::wanted::{Wanted, wanted};
 
@@ -29,7 +31,11 @@ where
     /// By name.
     pub store: Store<K>,
     groups: Arc<RwLock<Groups>>,
+    undecodable: Arc<RwLock<Apart>>,
 }
+
+/// Undecodable objects, by name.
+type Apart = BTreeMap<String, Arc<Undecodable>>;
 
 impl<K> Clone for Kept<K>
 where
@@ -40,6 +46,7 @@ where
         Self {
             store: self.store.clone(),
             groups: Arc::clone(&self.groups),
+            undecodable: Arc::clone(&self.undecodable),
         }
     }
 }
@@ -88,6 +95,19 @@ where
     writer: Writer<K>,
     kept: Kept<K>,
     groups_of: fn(&K) -> Vec<String>,
+    /// Of a list that isn't whole yet.
+    listed: Apart,
+}
+
+/// What something that a watch tells comes to.
+#[derive(Debug)]
+pub struct Heard<K> {
+    /// The objects that it concerns.
+    pub touched: Vec<Arc<K>>,
+    /// One that can't be decoded, unless the same was told of it before.
+    pub news: Option<Arc<Undecodable>>,
+    /// Whether other objects can't be decoded than before, or for another reason.
+    pub is_other: bool,
 }
 
 /// An empty [`Kept`] whose objects are grouped by `groups_of`, and its writing end.
@@ -100,11 +120,13 @@ where
     let kept = Kept {
         store: writer.as_reader(),
         groups: Arc::default(),
+        undecodable: Arc::default(),
     };
     let keeper = Keeper {
         writer,
         kept: kept.clone(),
         groups_of,
+        listed: Apart::new(),
     };
     (kept, keeper)
 }
@@ -124,6 +146,24 @@ where
     #[must_use]
     pub fn get_in(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.store.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// The object of this name, if it is there and can't be decoded.
+    #[must_use]
+    pub fn undecodable(&self, name: &str) -> Option<Arc<Undecodable>> {
+        self.apart().get(name).cloned()
+    }
+
+    /// All objects that can't be decoded, by name.
+    #[must_use]
+    pub fn all_undecodable(&self) -> Vec<Arc<Undecodable>> {
+        self.apart().values().cloned().collect()
+    }
+
+    fn apart(&self) -> RwLockReadGuard<'_, Apart> {
+        self.undecodable
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Names of the objects in `group`, sorted.
@@ -147,6 +187,67 @@ where
     K: Resource + Clone + Debug + 'static,
     K::DynamicType: Hash + Eq + Clone + Default,
 {
+    /// Takes over what a watch tells: as [`Self::take`] does of what can be decoded, and the rest apart. An object that can't be decoded any more is
+    /// gone for those who look for it as its type.
+    pub fn hear(&mut self, event: Event<Decoded<K>>) -> Heard<K> {
+        let mut apart = self.kept.apart().clone();
+        let mut told: Option<Arc<Undecodable>> = None;
+        let event = match event {
+            Event::Init => {
+                self.listed.clear();
+                Some(Event::Init)
+            }
+            Event::InitDone => {
+                apart = std::mem::take(&mut self.listed);
+                Some(Event::InitDone)
+            }
+            Event::InitApply(Decoded::Whole(object)) => Some(Event::InitApply(object)),
+            Event::Apply(Decoded::Whole(object)) => {
+                apart.remove(&object.name_any());
+                Some(Event::Apply(object))
+            }
+            Event::Delete(Decoded::Whole(object)) => {
+                apart.remove(&object.name_any());
+                Some(Event::Delete(object))
+            }
+            Event::InitApply(Decoded::Undecodable(one)) => {
+                let one = told.insert(Arc::from(one));
+                self.listed.insert(one.name().to_owned(), Arc::clone(one));
+                None
+            }
+            Event::Apply(Decoded::Undecodable(one)) => {
+                let one = told.insert(Arc::from(one));
+                apart.insert(one.name().to_owned(), Arc::clone(one));
+                self.goes(one)
+            }
+            Event::Delete(Decoded::Undecodable(one)) => {
+                apart.remove(one.name());
+                self.goes(&one)
+            }
+        };
+        let touched = event.map_or_else(Vec::new, |event| self.take(&event));
+        let known = self.kept.undecodable.write();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        let is_news = |one: &Arc<Undecodable>| {
+            let before = known.get(one.name());
+            before.is_none_or(|before| !one.is_told_by(before))
+        };
+        let news = told.filter(is_news);
+        let is_other = known.len() != apart.len() || apart.values().any(is_news);
+        *known = apart;
+        Heard {
+            touched,
+            news,
+            is_other,
+        }
+    }
+
+    /// The end of what `one` was as its type, if it was that.
+    fn goes(&self, one: &Undecodable) -> Option<Event<K>> {
+        let known = self.kept.store.find(|known| known.name_any() == one.name());
+        known.map(|known| Event::Delete((*known).clone()))
+    }
+
     /// Takes over what a watch tells. The objects that this concerns; after a new list all that are or were there.
     pub fn take(&mut self, event: &Event<K>) -> Vec<Arc<K>> {
         let before = match event {
@@ -215,13 +316,22 @@ impl Cache {
     /// What `os_config` wants, and its pool, as the watches told them.
     #[must_use]
     pub fn wanted(&self, os_config: &MachineOSConfig) -> (Wanted, Option<Arc<MachineConfigPool>>) {
-        let pool = self.pools.get(&os_config.spec.machine_config_pool.name);
-        let machine_config = pool
+        let pool_name = &os_config.spec.machine_config_pool.name;
+        let pool = self.pools.get(pool_name);
+        let target = pool
             .as_deref()
-            .and_then(MachineConfigPool::target_machine_config)
-            .and_then(|target| self.machine_configs.get(target));
+            .and_then(MachineConfigPool::target_machine_config);
+        let machine_config = target.and_then(|target| self.machine_configs.get(target));
         let wanted = wanted(os_config, pool.as_deref(), machine_config.as_deref());
-        (wanted, pool)
+        let undecodable = self
+            .pools
+            .undecodable(pool_name)
+            .or_else(|| self.machine_configs.undecodable(target?))
+            .or_else(|| self.os_builds.undecodable(wanted.name()?));
+        match undecodable {
+            Some(one) => (Wanted::Invalid(one.told()), pool),
+            None => (wanted, pool),
+        }
     }
 }
 
@@ -292,49 +402,4 @@ pub fn ungrouped<K>(_: &K) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixtures;
-
-    fn build(uid: &str, os_config: &str) -> MachineOSBuild {
-        let mut os_build = fixtures::os_build();
-        os_build.metadata.name = Some(format!("build-{uid}"));
-        os_build.metadata.uid = Some(uid.to_owned());
-        os_build.spec.machine_os_config.name = os_config.to_owned();
-        os_build
-    }
-
-    fn uids(touched: &[Arc<MachineOSBuild>]) -> Vec<String> {
-        let mut uids: Vec<_> = touched.iter().filter_map(|one| one.uid()).collect();
-        uids.sort();
-        uids
-    }
-
-    #[test]
-    fn objects_are_found_by_group_and_move_between_groups() {
-        let (kept, mut keeper) = kept(build_groups);
-        keeper.take(&Event::Apply(build("1", "a")));
-        keeper.take(&Event::Apply(build("2", "a")));
-        assert_eq!(kept.names_in("a"), ["build-1", "build-2"]);
-        keeper.take(&Event::Apply(build("2", "b")));
-        assert_eq!(kept.names_in("a"), ["build-1"]);
-        assert_eq!(uids(&kept.of("b")), ["2"]);
-        keeper.take(&Event::Delete(build("1", "a")));
-        assert!(kept.of("a").is_empty());
-    }
-
-    #[test]
-    fn a_new_list_concerns_what_is_there_and_what_has_gone_unseen() {
-        let (kept, mut keeper) = kept(build_groups);
-        keeper.take(&Event::Apply(build("1", "a")));
-        keeper.take(&Event::Apply(build("2", "a")));
-        assert!(keeper.take(&Event::Init).is_empty());
-        assert!(keeper.take(&Event::InitApply(build("2", "a"))).is_empty());
-        keeper.take(&Event::InitApply(build("3", "b")));
-        // until the list is whole, the old one holds
-        assert_eq!(kept.names_in("a"), ["build-1", "build-2"]);
-        assert_eq!(uids(&keeper.take(&Event::InitDone)), ["1", "2", "3"]);
-        assert_eq!(kept.names_in("a"), ["build-2"]);
-        assert_eq!(kept.names_in("b"), ["build-3"]);
-    }
-}
+mod tests;

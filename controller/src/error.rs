@@ -68,6 +68,9 @@ pub enum Error {
         /// Who.
         used: String,
     },
+    /// An object isn't what its type says.
+    #[error("{0}")]
+    Undecodable(String),
     /// The ledger can't be read or written.
     #[error("keep the ledger of images")]
     Ledger(#[from] LedgerError),
@@ -93,6 +96,7 @@ impl Error {
             | Error::Access { .. }
             | Error::Registry { .. }
             | Error::InUse { .. }
+            | Error::Undecodable(_)
             | Error::Timeout { .. } => false,
         }
     }
@@ -120,6 +124,7 @@ impl Error {
                     "{object} is in the way, as it has another owner or none: delete it, or have it renamed"
                 ),
             }),
+            Error::Undecodable(told) => Some(told.clone()),
             Error::Write { .. }
             | Error::Read { .. }
             | Error::Access { .. }
@@ -174,6 +179,7 @@ impl Classify for Error {
             Error::Taken { .. } | Error::InUse { .. } | Error::Timeout { .. } => Class::Transient,
             Error::Access { source, .. } => source.class(),
             Error::Registry { source, .. } => source.class(),
+            Error::Undecodable(_) => Class::CONTENT,
             Error::Ledger(source) => source.class(),
         }
     }

@@ -11,6 +11,7 @@ use serde_json::json;
 use tracing::info;
 
 use crate::api::{CLEANUP_FINALIZER, FIELD_MANAGER, MachineOSBuild, MachineOSConfig, is_guarded};
+use crate::decoded::Decoded;
 use crate::error::{Error, code};
 
 /// An object that somebody changes at the same moment is tried so often.
@@ -22,8 +23,9 @@ const TRIES: u32 = 10;
 ///
 /// Of the apiserver; done again, it goes on with the rest.
 pub async fn free_all(client: &Client) -> Result<(), Error> {
-    let builds = free::<MachineOSBuild>(client, "MachineOSBuild").await?;
-    let configs = free::<MachineOSConfig>(client, "MachineOSConfig").await?;
+    // also off what we can't read
+    let builds = free::<Decoded<MachineOSBuild>>(client, "MachineOSBuild").await?;
+    let configs = free::<Decoded<MachineOSConfig>>(client, "MachineOSConfig").await?;
     info!(
         builds,
         configs, "took our finalizers off: machine-os-builder may go on; delete this Deployment"

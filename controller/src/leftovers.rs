@@ -67,7 +67,10 @@ where
         let Some(build) = abandoned(object.as_ref(), now) else {
             continue;
         };
-        if context.cache.os_builds.get(build).is_some() || context.os_build(build).await?.is_some()
+        let known = &context.cache.os_builds;
+        if known.get(build).is_some()
+            || known.undecodable(build).is_some()
+            || context.os_build(build).await?.is_some()
         {
             continue;
         }

@@ -8,7 +8,7 @@
 //!
 //! | question | module |
 //! | --- | --- |
-//! | which objects, under which keys? | [`api`] |
+//! | which objects, under which keys? | [`api`], [`decoded`] |
 //! | what is built, under which name? | [`wanted`], [`inputs`], [`yaml`], [`render`] |
 //! | with which objects, and how does the Job stand? | [`job`], [`etc_containers`], [`secrets`], [`phase`] |
 //! | which pods does the cluster take? | [`trial`] |
@@ -28,6 +28,7 @@ pub mod backoff;
 pub mod cache;
 pub mod client;
 pub mod context;
+pub mod decoded;
 pub mod error;
 pub mod etc_containers;
 pub mod events;

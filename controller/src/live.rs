@@ -9,8 +9,8 @@ use std::time::Duration;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Secret};
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::core::PartialObjectMeta;
-use kube::{Api, Resource, ResourceExt as _};
+use kube::core::{ClusterResourceScope, PartialObjectMeta};
+use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use strata_builder::error::chain;
@@ -22,6 +22,7 @@ use crate::api::{
 };
 use crate::cache::Cache;
 use crate::context::Context;
+use crate::decoded::{Decoded, Undecodable};
 use crate::error::{Error, code, within};
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
@@ -203,11 +204,11 @@ impl Live for Context {
     }
 
     async fn os_config(&self, name: &str) -> Result<Option<MachineOSConfig>, Error> {
-        get(&Api::all(self.client.clone()), "MachineOSConfig", name).await
+        get_whole(&self.client, "MachineOSConfig", name).await
     }
 
     async fn os_build(&self, name: &str) -> Result<Option<MachineOSBuild>, Error> {
-        get(&Api::all(self.client.clone()), "MachineOSBuild", name).await
+        get_whole(&self.client, "MachineOSBuild", name).await
     }
 
     async fn job(&self, name: &str) -> Result<Option<Job>, Error> {
@@ -267,7 +268,7 @@ impl Live for Context {
     }
 
     async fn machine_config(&self, name: &str) -> Result<Option<MachineConfig>, Error> {
-        get(&Api::all(self.client.clone()), "MachineConfig", name).await
+        get_whole(&self.client, "MachineConfig", name).await
     }
 
     async fn controller_config(&self) -> Result<Option<ControllerConfig>, Error> {
@@ -349,10 +350,23 @@ async fn users(context: &Context) -> Result<Users, Error> {
     let client = || context.client.clone();
     let nodes: Api<Node> = Api::all(client());
     // in the order in which an image is handed on: so none is missed that changes hands meanwhile
-    let os_builds = all(&Api::all(client()), "MachineOSBuilds", keep_outcome).await?;
+    let mut undecodable = Vec::new();
+    let os_builds = all(
+        &Api::all(client()),
+        "MachineOSBuilds",
+        keep_outcome,
+        &mut undecodable,
+    )
+    .await?;
     let entries = context.ledger.entries().await?;
-    let os_configs = all(&Api::all(client()), "MachineOSConfigs", |_| {}).await?;
-    let machine_configs = machine_configs(context).await?;
+    let os_configs = all(
+        &Api::all(client()),
+        "MachineOSConfigs",
+        |_| {},
+        &mut undecodable,
+    )
+    .await?;
+    let machine_configs = machine_configs(context, &mut undecodable).await?;
     let nodes = nodes.list_metadata(&ListParams::default()).await;
     let nodes = nodes.map_err(failed(|| "Nodes".to_owned()))?.items;
     Ok(Users {
@@ -361,13 +375,17 @@ async fn users(context: &Context) -> Result<Users, Error> {
         os_builds,
         machine_configs,
         entries,
+        undecodable,
     })
 }
 
 /// All MachineConfigs as they are now, without what names no image. They are large, so of those that the watch has told in
 /// this version only that is asked.
-async fn machine_configs(context: &Context) -> Result<Vec<Arc<MachineConfig>>, Error> {
-    let api: Api<MachineConfig> = Api::all(context.client.clone());
+async fn machine_configs(
+    context: &Context,
+    undecodable: &mut Vec<Arc<Undecodable>>,
+) -> Result<Vec<Arc<MachineConfig>>, Error> {
+    let api: Api<Decoded<MachineConfig>> = Api::all(context.client.clone());
     let listed = api.list_metadata(&ListParams::default()).await;
     let mut found = Vec::new();
     for one in listed
@@ -378,9 +396,14 @@ async fn machine_configs(context: &Context) -> Result<Vec<Arc<MachineConfig>>, E
         let known = context.cache.machine_configs.get(&name).filter(|known| {
             known.uid() == one.uid() && known.resource_version() == one.resource_version()
         });
-        match known {
-            Some(known) => found.push(known),
-            None => found.extend(get(&api, "MachineConfig", &name).await?.map(Arc::new)),
+        if let Some(known) = known {
+            found.push(known);
+            continue;
+        }
+        match get(&api, "MachineConfig", &name).await? {
+            Some(Decoded::Whole(machine_config)) => found.push(Arc::new(machine_config)),
+            Some(Decoded::Undecodable(one)) => undecodable.push(Arc::from(one)),
+            None => {}
         }
     }
     Ok(found)
@@ -408,23 +431,49 @@ where
         .map_err(failed(|| format!("{kind} {name}")))
 }
 
+/// As [`get`]; one that can't be decoded is an error of its own.
+async fn get_whole<K>(client: &Client, kind: &'static str, name: &str) -> Result<Option<K>, Error>
+where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+{
+    let api: Api<Decoded<K>> = Api::all(client.clone());
+    match get(&api, kind, name).await? {
+        Some(Decoded::Whole(object)) => Ok(Some(object)),
+        Some(Decoded::Undecodable(one)) => Err(Error::Undecodable(one.told())),
+        None => Ok(None),
+    }
+}
+
 /// Objects that one answer of the apiserver holds: so that neither it nor this process has thousands in hand as text.
 const PAGE: u32 = 500;
 
-/// All objects of a kind, each trimmed, in pages of one state of the cluster.
-async fn all<K>(api: &Api<K>, kinds: &'static str, trim: fn(&mut K)) -> Result<Vec<Arc<K>>, Error>
+/// All objects of a kind, each trimmed, in pages of one state of the cluster; those that can't be decoded go to the others that can't.
+async fn all<K>(
+    api: &Api<Decoded<K>>,
+    kinds: &'static str,
+    trim: fn(&mut K),
+    undecodable: &mut Vec<Arc<Undecodable>>,
+) -> Result<Vec<Arc<K>>, Error>
 where
-    K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
 {
     let mut page = ListParams::default().limit(PAGE);
     let mut found = Vec::new();
     loop {
         let listed = api.list(&page).await.map_err(failed(|| kinds.to_owned()))?;
-        found.extend(listed.items.into_iter().map(|mut object| {
-            object.managed_fields_mut().clear();
-            trim(&mut object);
-            Arc::new(object)
-        }));
+        for one in listed.items {
+            match one {
+                Decoded::Whole(mut object) => {
+                    object.managed_fields_mut().clear();
+                    trim(&mut object);
+                    found.push(Arc::new(object));
+                }
+                Decoded::Undecodable(one) => undecodable.push(Arc::from(one)),
+            }
+        }
         match listed.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => page.continue_token = Some(token),
             None => return Ok(found),

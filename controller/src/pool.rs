@@ -11,7 +11,7 @@
 //! | failed | its build failed | ImageBuildDegraded True |
 //! | building | its build has begun | ImageBuildDegraded False |
 //! | built | its build succeeded, or there is none | ImageBuildDegraded False |
-//! | undecided | its build hasn't begun, or was interrupted | – |
+//! | undecided | its build hasn't begun, or was interrupted; its MachineOSConfig can't be decoded | – |
 
 use std::sync::Arc;
 
@@ -41,6 +41,8 @@ pub(crate) struct Observed {
     os_configs: Vec<Option<String>>,
     /// Of all those configs.
     os_builds: Vec<Arc<MachineOSBuild>>,
+    /// Whether a MachineOSConfig of its name, as its own has, can't be decoded.
+    is_hidden: bool,
 }
 
 /// One pass over a MachineConfigPool.
@@ -77,11 +79,15 @@ pub(crate) fn observe(cache: &Cache, pool: Arc<MachineConfigPool>) -> Observed {
                 annotations.get(annotation::CURRENT_BUILD).cloned()
             })
             .collect(),
+        is_hidden: cache.os_configs.undecodable(&pool.name_any()).is_some(),
         pool,
     }
 }
 
 pub(crate) fn plan(observed: &Observed, now: Timestamp) -> Plan {
+    if observed.is_hidden {
+        return Plan::new("undecided", Vec::new());
+    }
     if observed.os_configs.is_empty() {
         return write("no-image", observed, None, now);
     }
@@ -219,6 +225,7 @@ mod tests {
             pool: Arc::new(pool),
             os_configs: vec![current.map(str::to_owned)],
             os_builds: os_builds.iter().map(build).collect(),
+            is_hidden: false,
         }
     }
 
@@ -345,6 +352,9 @@ mod tests {
         assert!(said(&mut observed).1.is_some());
         observed.os_configs.clear();
         observed.os_builds.clear();
+        observed.is_hidden = true;
+        assert_eq!(plan(&observed, fixtures::now()).rule, "undecided");
+        observed.is_hidden = false;
         assert_eq!(said(&mut observed), ("no-image", None));
         assert_eq!(state(&observed), None);
     }

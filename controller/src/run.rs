@@ -28,8 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, AdminError, Health};
+use crate::apply;
 use crate::cache::ACTIVE;
 use crate::context::Context;
+use crate::decoded::Undecodable;
 use crate::error::{Error, within};
 use crate::lease::{self, Leadership, LeaseError, Lost};
 use crate::ledger;
@@ -229,6 +231,7 @@ async fn work(
         os_configs,
         os_builds,
         pools,
+        undecodable,
     } = requests;
     let working = async {
         futures::join!(
@@ -261,6 +264,7 @@ async fn work(
             sweep_repositories(&context, shutdown),
             look_for_lost(&context, &queues, shutdown),
             try_pods(&context),
+            tell_undecodable(&context, undecodable, shutdown),
             count_builds(&context, shutdown),
             follow_settings(&context, &given, &queues, shutdown),
         );
@@ -450,6 +454,28 @@ async fn try_pods(context: &Context) {
             "not known yet which pods the cluster takes; the first build asks again"
         );
     }
+}
+
+/// Tells on objects that can't be decoded what is wrong with them.
+async fn tell_undecodable(
+    context: &Context,
+    told: UnboundedReceiver<Arc<Undecodable>>,
+    shutdown: &CancellationToken,
+) {
+    told.take_until(shutdown.cancelled())
+        .for_each(async |one| {
+            if let Err(error) = apply::tell_undecodable(context, &one).await {
+                let kind = &one.resource.kind;
+                let error = chain(&error);
+                warn!(
+                    kind,
+                    name = one.name(),
+                    error,
+                    "its status can't say that it can't be read"
+                );
+            }
+        })
+        .await;
 }
 
 /// Tells the metrics how many builds there are that have not ended.

@@ -11,6 +11,7 @@
 //! | a MachineConfig | its base image and its extensions image |
 //! | an administrator | the keeping annotation on the MachineOSBuild, remembered in the ledger when that is gone |
 //! | an index | naming it among its manifests, while one of the above names the index |
+//! | an object that can't be decoded | being one of the above: as long as there is one, no image is unneeded |
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use strata_builder::reference::{Reference, Repository};
 
 use crate::api::{MachineConfig, MachineOSBuild, MachineOSConfig, annotation};
 use crate::cache::Cache;
+use crate::decoded::Undecodable;
 use crate::ledger::Entry;
 use crate::phase::Phase;
 
@@ -76,6 +78,8 @@ pub struct Users {
     pub machine_configs: Vec<Arc<MachineConfig>>,
     /// Of the ledger.
     pub entries: Vec<Entry>,
+    /// MachineOSConfigs, MachineOSBuilds and MachineConfigs that can't be decoded.
+    pub undecodable: Vec<Arc<Undecodable>>,
 }
 
 impl Users {
@@ -88,19 +92,36 @@ impl Users {
             os_builds: cache.os_builds.store.state(),
             machine_configs: cache.machine_configs.store.state(),
             entries,
+            undecodable: [
+                cache.os_configs.all_undecodable(),
+                cache.os_builds.all_undecodable(),
+                cache.machine_configs.all_undecodable(),
+            ]
+            .concat(),
         }
     }
 
     /// The first that needs the image. What is being deleted needs none, nor does the build with the UID `asking`.
     #[must_use]
     pub fn of(&self, digest: Digest, asking: Option<&str>) -> Option<Use> {
-        self.beside_builds(digest)
+        self.named_beside_builds(digest)
             .or_else(|| self.of_builds(digest, asking))
+            .or_else(|| self.unknown())
     }
 
     /// The first that needs the image, other than a MachineOSBuild that has it.
     #[must_use]
     pub fn beside_builds(&self, digest: Digest) -> Option<Use> {
+        self.named_beside_builds(digest).or_else(|| self.unknown())
+    }
+
+    /// The first that may need any image.
+    fn unknown(&self) -> Option<Use> {
+        let one = self.undecodable.first()?;
+        Some(Use::Unknown(one.told()))
+    }
+
+    fn named_beside_builds(&self, digest: Digest) -> Option<Use> {
         let text = digest.to_string();
         let names = |value: Option<&String>| value.is_some_and(|value| value.contains(&text));
         let node = self.nodes.iter().find(|node| {
@@ -158,8 +179,9 @@ impl Users {
     /// Whether there is a MachineOSBuild with this UID, and be it one that is being deleted.
     #[must_use]
     pub fn has_build(&self, uid: &str) -> bool {
-        let mut builds = self.os_builds.iter();
-        builds.any(|build| build.metadata.uid.as_deref() == Some(uid))
+        let builds = self.os_builds.iter().map(|build| &build.metadata);
+        let mut all = builds.chain(self.undecodable.iter().map(|one| &one.metadata));
+        all.any(|metadata| metadata.uid.as_deref() == Some(uid))
     }
 
     /// What of `repository` is named and may be an index, each once: all images but those that builds here have pushed. Named by another

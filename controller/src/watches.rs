@@ -1,7 +1,8 @@
 //! Whom does an event concern?
 //!
 //! One watch per kind feeds the [`cache`](crate::cache) and queues what depends on the object that was touched. A
-//! watch that breaks is begun again, with a growing delay; meanwhile the last state holds.
+//! watch that breaks is begun again, with a growing delay; meanwhile the last state holds. An object that can't be
+//! decoded is told, and the others of its kind go on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
@@ -27,9 +28,10 @@ use tracing::{debug, warn};
 
 use crate::api::{MachineConfig, MachineConfigPool, MachineOSBuild, MachineOSConfig, label, name};
 use crate::cache::{
-    Cache, Keeper, Kept, Meta, build_groups, by_pool, by_secret, config_groups, kept, owned_groups,
-    pool_groups, ungrouped,
+    Cache, Heard, Keeper, Kept, Meta, build_groups, by_pool, by_secret, config_groups, kept,
+    owned_groups, pool_groups, ungrouped,
 };
+use crate::decoded::{Decoded, Undecodable};
 use crate::phase::Phase;
 use crate::settings::current::SETTINGS_NAME;
 use crate::turns::Turns;
@@ -43,6 +45,7 @@ pub struct Queues {
     os_configs: UnboundedSender<ReconcileRequest<MachineOSConfig>>,
     os_builds: UnboundedSender<ReconcileRequest<MachineOSBuild>>,
     pools: UnboundedSender<ReconcileRequest<MachineConfigPool>>,
+    undecodable: UnboundedSender<Arc<Undecodable>>,
     /// Rung when an image may have become unneeded.
     pub unneeded: Arc<Notify>,
     /// Rung when the ConfigMap with the settings may have changed.
@@ -59,6 +62,8 @@ pub struct Requests {
     pub os_builds: UnboundedReceiver<ReconcileRequest<MachineOSBuild>>,
     /// Pools to look at.
     pub pools: UnboundedReceiver<ReconcileRequest<MachineConfigPool>>,
+    /// Objects to tell on that they can't be decoded.
+    pub undecodable: UnboundedReceiver<Arc<Undecodable>>,
 }
 
 impl Queues {
@@ -68,11 +73,13 @@ impl Queues {
         let (config_sender, os_configs) = unbounded();
         let (build_sender, os_builds) = unbounded();
         let (pool_sender, pools) = unbounded();
+        let (undecodable_sender, undecodable) = unbounded();
         let queues = Self {
             turns: Arc::new(Turns::new(build_sender.clone())),
             os_configs: config_sender,
             os_builds: build_sender,
             pools: pool_sender,
+            undecodable: undecodable_sender,
             unneeded: Arc::default(),
             settings: Arc::default(),
         };
@@ -82,6 +89,7 @@ impl Queues {
                 os_configs,
                 os_builds,
                 pools,
+                undecodable,
             },
         )
     }
@@ -152,14 +160,16 @@ impl Concerned {
             return;
         }
         match config_map.name_any().as_str() {
-            name::YUM_REPOS => {
-                for os_config in self.known.os_configs.store.state() {
-                    self.config_with_builds(&os_config.name_any());
-                }
-            }
+            name::YUM_REPOS => self.all_configs(),
             SETTINGS_NAME => self.queues.settings.notify_one(),
             _ => {}
         }
+    }
+
+    /// Other objects can't be decoded than before; anything may depend on them.
+    fn undecodable(&self) {
+        self.all_configs();
+        self.queues.unneeded.notify_one();
     }
 
     pub(crate) fn owned(&self, object: &impl Resource) {
@@ -173,6 +183,12 @@ impl Concerned {
             self.queues.os_build(os_build);
         }
         os_build.is_some()
+    }
+
+    fn all_configs(&self) {
+        for os_config in self.known.os_configs.store.state() {
+            self.config_with_builds(&os_config.name_any());
+        }
     }
 
     fn config_with_builds(&self, name: &str) {
@@ -212,14 +228,15 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
         config_maps,
         secrets,
     };
-    let mut watching = Watching {
-        client,
-        namespace,
-        tasks,
-    };
     let concerned = Concerned {
         known: cache.clone(),
         queues: queues.clone(),
+    };
+    let mut watching = Watching {
+        client,
+        namespace,
+        concerned: &concerned,
+        tasks,
     };
     let each = || concerned.clone();
     let to = each();
@@ -261,6 +278,7 @@ pub fn start(client: &Client, namespace: &str, queues: &Queues, tasks: &mut Join
 struct Watching<'a> {
     client: &'a Client,
     namespace: &'a str,
+    concerned: &'a Concerned,
     tasks: &'a mut JoinSet<()>,
 }
 
@@ -276,7 +294,9 @@ impl Watching<'_> {
         K::DynamicType: Hash + Eq + Clone + Default,
     {
         let api = Api::all(self.client.clone());
-        self.tasks.spawn(watch(api, keeper, trim, touched));
+        let concerned = self.concerned.clone();
+        self.tasks
+            .spawn(watch(api, keeper, concerned, trim, touched));
     }
 
     /// On the metadata of all objects of a kind in our namespace.
@@ -292,7 +312,9 @@ impl Watching<'_> {
         K::DynamicType: Hash + Eq + Clone + Default,
     {
         let api = Api::namespaced(self.client.clone(), self.namespace);
-        self.tasks.spawn(watch(api, keeper, keep_all, touched));
+        let concerned = self.concerned.clone();
+        self.tasks
+            .spawn(watch(api, keeper, concerned, keep_all, touched));
     }
 }
 
@@ -342,8 +364,9 @@ async fn told(kind: &'static str, listed: impl Future<Output = ()>) {
 }
 
 async fn watch<K>(
-    api: Api<K>,
+    api: Api<Decoded<K>>,
     mut keeper: Keeper<K>,
+    concerned: Concerned,
     trim: fn(&mut K),
     mut touched: impl FnMut(&K) + Send,
 ) where
@@ -353,16 +376,38 @@ async fn watch<K>(
     let kind = K::plural(&K::DynamicType::default()).into_owned();
     let events = watcher(api, watcher::Config::default())
         .default_backoff()
-        .modify(move |object| {
-            object.managed_fields_mut().clear();
-            trim(object);
+        .modify(move |decoded| {
+            if let Decoded::Whole(object) = decoded {
+                object.managed_fields_mut().clear();
+                trim(object);
+            }
         });
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                for object in keeper.take(&event) {
+                let Heard {
+                    touched: objects,
+                    news,
+                    is_other,
+                } = keeper.hear(event);
+                for object in objects {
                     touched(&object);
+                }
+                if is_other {
+                    concerned.undecodable();
+                }
+                if let Some(one) = news {
+                    warn!(
+                        kind,
+                        name = one.name(),
+                        version = one.metadata.resource_version,
+                        field = one.field,
+                        error = one.why,
+                        "an object can't be read, and nothing is done with it"
+                    );
+                    // closed at the stop only
+                    let _stopping = concerned.queues.undecodable.unbounded_send(one);
                 }
             }
             // the usual end of a watch that the apiserver has forgotten

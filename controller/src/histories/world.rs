@@ -574,6 +574,7 @@ impl Needs for World {
             os_builds: self.os_builds.all().cloned().map(Arc::new).collect(),
             machine_configs: self.machine_configs.all().cloned().map(Arc::new).collect(),
             entries: self.ledger.values().cloned().collect(),
+            undecodable: Vec::new(),
         })
     }
 

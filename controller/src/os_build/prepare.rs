@@ -73,6 +73,18 @@ pub async fn prepare(
     os_config: &MachineOSConfig,
     pool: &MachineConfigPool,
 ) -> Result<Preparation, Error> {
+    match begin(live, os_build, os_config, pool).await {
+        Err(Error::Undecodable(told)) => Ok(Preparation::Waiting(told)),
+        prepared => prepared,
+    }
+}
+
+async fn begin(
+    live: &impl Live,
+    os_build: &MachineOSBuild,
+    os_config: &MachineOSConfig,
+    pool: &MachineConfigPool,
+) -> Result<Preparation, Error> {
     let rendered_name = &os_build.spec.machine_config.name;
     let Some(machine_config) = live.machine_config(rendered_name).await? else {
         return Ok(Preparation::Waiting(format!(

@@ -12,6 +12,7 @@
 //! | rebuild-requested | rebuild annotation, the wanted build exists | DeleteBuild |
 //! | seed | pre-built annotation, nothing built before or asked for | CreateBuild that stands for the image |
 //! | refused | the apiserver refused what a rule makes, or an object with another owner is in its way | Tell |
+//! | undecodable | it isn't what its type says | Tell |
 //! | create | the wanted build is absent | Annotate (its name; no rebuild, but to build anew), CreateBuild |
 //! | replaced | the wanted build is being deleted | – |
 //! | restart | the wanted build was superseded earlier, or ended without an image and then another was wanted | Annotate (to build anew, if it was to), DeleteBuild |
@@ -35,6 +36,7 @@ use super::{new_build, seeded_build};
 use crate::api::condition::{self, SEEDED, Statement};
 use crate::api::machine_os_config::MachineOSConfigStatus;
 use crate::api::{self, GROUP, MachineOSBuild, ObjectReference, annotation, label};
+use crate::decoded::Undecodable;
 use crate::events::{Notice, Reason};
 use crate::inputs::BuildInputs;
 use crate::os_build::plan::CONFIRMATION_LIMIT;
@@ -139,8 +141,33 @@ pub fn refused(observed: &Observed, why: &str, now: Timestamp) -> Option<Plan> {
     };
     let status = status(observed, Some(ready), None, now)?;
     let notice = Notice::new(Reason::ConfigReconcileFailed, why);
-    let steps = vec![Step::SetConfigStatus(Box::new(status)), Step::Tell(notice)];
+    // first what needs no change of the config, as that may be what is refused
+    let steps = vec![Step::Tell(notice), Step::SetConfigStatus(Box::new(status))];
     Some(Plan::new("refused", steps))
+}
+
+/// What is told on a MachineOSConfig that can't be decoded. Its status isn't touched if that is what can't.
+#[must_use]
+pub fn undecodable(one: &Undecodable, now: Timestamp) -> Vec<Step> {
+    let told = one.told();
+    let notice = Notice::new(Reason::ConfigReconcileFailed, &told);
+    let mut steps = vec![Step::Tell(notice)];
+    if let Some(mut conditions) = one.conditions.clone() {
+        let statement = Statement {
+            type_: READY,
+            holds: false,
+            reason: INVALID.to_owned(),
+            message: told,
+        };
+        if condition::set(&mut conditions, statement, now) {
+            // what isn't named stays
+            steps.push(Step::SetConfigStatus(Box::new(MachineOSConfigStatus {
+                conditions: Some(conditions),
+                ..MachineOSConfigStatus::default()
+            })));
+        }
+    }
+    steps
 }
 
 fn decide(observed: &Observed, now: Timestamp) -> Decision<'_> {

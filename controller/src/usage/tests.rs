@@ -3,6 +3,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 use crate::api::machine_os_config::MachineOSConfigStatus;
+use crate::decoded::Decoded;
 use crate::fixtures;
 
 const IMAGE: &str = "10.0.0.1:5000/os/worker@sha256:220a60ecd4a3c32c282622a625a54db9ba0ff55b5ba9c29c7064a2bc358b6a3e";
@@ -191,4 +192,34 @@ fn only_what_was_not_built_here_can_be_an_index_with_the_image() {
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         assert_eq!(found, wanted);
     }
+}
+
+#[test]
+fn while_an_object_can_not_be_decoded_no_image_is_unneeded() {
+    let wrong = serde_json::json!({
+        "apiVersion": "machineconfiguration.openshift.io/v1",
+        "kind": "MachineOSBuild",
+        "metadata": {"name": "worker-7", "uid": "uid-7"},
+        "spec": {"renderedImagePushSpec": 7},
+    });
+    let Decoded::<MachineOSBuild>::Undecodable(one) = serde_json::from_value(wrong).unwrap() else {
+        panic!("decoded");
+    };
+    let unknown = Some(Use::Unknown(one.told()));
+    let users = Users {
+        undecodable: vec![Arc::from(one)],
+        ..node(
+            annotation::NODE_CURRENT_IMAGE,
+            &IMAGE.replace("220a", "330b"),
+        )
+    };
+    assert_eq!(users.of(digest(), None), unknown);
+    assert_eq!(users.beside_builds(digest()), unknown);
+    assert!(users.has_build("uid-7") && !users.has_build("uid-8"));
+    let named = Users {
+        undecodable: users.undecodable,
+        ..build(fixtures::os_build_with_image(IMAGE), &[])
+    };
+    assert!(matches!(named.of(digest(), None), Some(Use::Build(_))));
+    assert_eq!(named.beside_builds(digest()), unknown);
 }

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 use crate::api::{CLEANUP_FINALIZER, MachineOSConfig};
+use crate::decoded::Decoded;
 use crate::fixtures::{self, documented_rules, now, os_build, os_build_with_image};
 use crate::retention::Retention;
 use crate::usage::Users;
@@ -443,7 +444,43 @@ fn every_rule_has_its_steps() {
         rules.insert(rule);
     }
     rules.extend(refused(&seen(guarded(), vec![]), "no", now()).map(|plan| plan.rule));
+    rules.insert("undecodable");
     assert_eq!(rules, documented_rules(include_str!("../plan.rs")));
+}
+
+#[test]
+fn a_config_that_can_not_be_decoded_says_so_once_and_keeps_its_other_conditions() {
+    let mut document = serde_json::to_value(guarded()).unwrap();
+    document["spec"]["renderedImagePushSecret"] = serde_json::json!("push");
+    let seen = |conditions: serde_json::Value| {
+        let mut document = document.clone();
+        document["status"] = serde_json::json!({"conditions": conditions});
+        match serde_json::from_value(document).unwrap() {
+            Decoded::<MachineOSConfig>::Undecodable(one) => one,
+            Decoded::Whole(_) => panic!("decoded"),
+        }
+    };
+    let names = |steps: &[Step]| steps.iter().map(Step::name).collect::<Vec<_>>();
+    let one = seen(serde_json::json!([{"type": SEEDED, "status": "True"}]));
+    let steps = undecodable(&one, now());
+    assert_eq!(names(&steps), ["tell", "set-config-status"]);
+    let Some(Step::SetConfigStatus(status)) = steps.last() else {
+        panic!("{steps:?}");
+    };
+    let conditions = status.conditions.clone().unwrap();
+    assert!(condition::is_true(&conditions, SEEDED));
+    let ready = condition::get(&conditions, READY).unwrap();
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("False", INVALID)
+    );
+    assert_eq!(ready.message, one.told());
+    assert!(ready.message.contains("spec.renderedImagePushSecret"));
+    let again = seen(serde_json::to_value(&conditions).unwrap());
+    assert_eq!(names(&undecodable(&again, now())), ["tell"]);
+    // nothing of it may be lost
+    let unreadable = seen(serde_json::json!("none"));
+    assert_eq!(names(&undecodable(&unreadable, now())), ["tell"]);
 }
 
 #[test]
