@@ -329,7 +329,13 @@ impl Cache {
             .or_else(|| self.machine_configs.undecodable(target?))
             .or_else(|| self.os_builds.undecodable(wanted.name()?));
         match undecodable {
-            Some(one) => (Wanted::Invalid(one.told()), pool),
+            Some(one) => (
+                Wanted::Invalid {
+                    why: one.told(),
+                    name: None,
+                },
+                pool,
+            ),
             None => (wanted, pool),
         }
     }

@@ -241,10 +241,9 @@ fn random_histories_keep_every_promise() {
     ] {
         let rules = used.iter().filter(|(of, _)| *of == plan);
         let rules: BTreeSet<_> = rules.map(|(_, rule)| *rule).collect();
-        assert_eq!(
-            rules,
-            documented_rules(source),
-            "rules of {plan} that were used"
-        );
+        // the model's objects can all be read
+        let mut wanted = documented_rules(source);
+        wanted.remove("undecodable");
+        assert_eq!(rules, wanted, "rules of {plan} that were used");
     }
 }

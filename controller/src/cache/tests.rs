@@ -153,7 +153,7 @@ fn what_decides_on_a_build_and_can_not_be_decoded_is_named() {
         secrets: kept(owned_groups).0,
     };
     let told = || match cache.wanted(&fixtures::os_config()).0 {
-        Wanted::Invalid(told) => told.split(" can't be read").next().unwrap().to_owned(),
+        Wanted::Invalid { why, .. } => why.split(" can't be read").next().unwrap().to_owned(),
         Wanted::Waiting(told) => told,
         Wanted::Build(inputs) => inputs.name.to_string(),
     };

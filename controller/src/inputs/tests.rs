@@ -124,7 +124,7 @@ fn what_cannot_be_built_from_is_named_with_object_and_field() {
                 let arch = ContainerfileArch::Other("RISCV64".to_owned());
                 config.spec.container_file = Some(vec![fixtures::containerfile(arch)]);
             },
-            "MachineOSConfig worker has a Containerfile for RISCV64 in spec.containerFile, but builds are for AMD64 only here",
+            "MachineOSConfig worker has Containerfiles for RISCV64 only in spec.containerFile, but builds are for AMD64 here: add one for AMD64 or for NoArch",
         ),
         (
             |_, _, config| {
@@ -195,16 +195,16 @@ fn what_cannot_be_built_from_is_named_with_object_and_field() {
 #[test]
 fn of_several_containerfiles_the_one_for_all_architectures_is_built_else_the_one_for_ours() {
     use ContainerfileArch::{Arm64, NoArch, S390x};
-    let ours = ContainerfileArch::OURS;
+    const OURS: ContainerfileArch = ContainerfileArch::OURS;
     for (archs, chosen) in [
         (vec![], None),
-        (vec![ours, S390x], Some(ours)),
-        (vec![Arm64, S390x, ours], Some(ours)),
-        (vec![ours, S390x, NoArch], Some(NoArch)),
+        (vec![OURS, S390x], Some(OURS)),
+        (vec![Arm64, S390x, OURS], Some(OURS)),
+        (vec![OURS, S390x, NoArch], Some(NoArch)),
         (vec![S390x, NoArch], Some(NoArch)),
     ] {
         let mut os_config = fixtures::os_config();
-        let files = archs.iter().copied().map(fixtures::containerfile);
+        let files = archs.iter().cloned().map(fixtures::containerfile);
         os_config.spec.container_file = Some(files.collect());
         let inputs = BuildInputs::new(Sources {
             pool: &fixtures::pool(),
