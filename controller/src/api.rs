@@ -126,6 +126,8 @@ pub mod annotation {
     pub const KEEP_FOR: &str = "strata.image-mode.dev/keep-for";
     /// On a MachineOSBuild: the tier that its builder ran in.
     pub const TIER: &str = "strata.image-mode.dev/tier";
+    /// On a MachineOSBuild: the size of its image, all blobs together.
+    pub const IMAGE_BYTES: &str = "strata.image-mode.dev/image-bytes";
 }
 
 /// Names of the objects that belong to the build `os_build`.

@@ -38,6 +38,7 @@ pub mod gc;
 pub mod hand_back;
 #[cfg(test)]
 mod histories;
+pub mod holdings;
 pub mod inputs;
 pub mod inventory;
 pub mod job;

@@ -26,7 +26,7 @@ const AT_ONCE: usize = 8;
 /// Names of the configs whose image is missing, by that image. A registry that doesn't answer has all of them.
 pub async fn look(context: &Context) -> BTreeMap<Reference, String> {
     let os_configs = context.cache.os_configs.store.state();
-    let named = os_configs.iter().filter_map(|one| named(one));
+    let named = os_configs.iter().filter_map(named);
     let missing = missing(context, named.collect()).await;
     if missing.is_empty() {
         return BTreeMap::new();

@@ -7,6 +7,7 @@
 
 mod process;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use prometheus_client::registry::{Metric, Registry};
 use strata_builder::contract::{self, BuildReport, PhaseTime};
 use strata_builder::error::Class;
 
+use crate::holdings::{Held, Sum};
 use crate::job::PodShape;
 use crate::phase::Phase;
 
@@ -109,6 +111,11 @@ struct RequestLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PhaseLabels {
     phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HeldLabels {
+    held: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -208,6 +215,8 @@ struct Inner {
     leader: Gauge,
     build_pod: Family<ShapeLabels, Gauge>,
     deletions: Family<OutcomeLabels, Counter>,
+    images: Family<HeldLabels, Gauge>,
+    image_bytes: Family<HeldLabels, Gauge>,
     ledger_entries: Gauge,
     ledger_oldest: Seconds,
     ledger_failing: Gauge,
@@ -324,6 +333,18 @@ impl Metrics {
                 r,
                 "strata_image_deletions",
                 "Images that were to be removed from a registry",
+                Family::default(),
+            ),
+            images: registered(
+                r,
+                "strata_images",
+                "Images of builds by what holds them: in-use, build-only (only MachineOSBuilds), leaving (only the ledger)",
+                Family::default(),
+            ),
+            image_bytes: registered(
+                r,
+                "strata_image_bytes",
+                "Their sizes, those counted together that their builds have told",
                 Family::default(),
             ),
             ledger_entries: registered(
@@ -520,6 +541,19 @@ impl Metrics {
             .deletions
             .get_or_create(&OutcomeLabels { outcome })
             .inc();
+    }
+
+    /// How many images there are, and how large.
+    pub fn holdings(&self, holdings: &BTreeMap<Held, Sum>) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        for (held, sum) in holdings {
+            let labels = HeldLabels {
+                held: held.as_str(),
+            };
+            let Sum { images, bytes } = *sum;
+            self.0.images.get_or_create(&labels).set(number(images));
+            self.0.image_bytes.get_or_create(&labels).set(number(bytes));
+        }
     }
 
     /// How many images wait for their deletion, since when the first, and how many of them nothing needs any more.

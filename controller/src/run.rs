@@ -40,8 +40,9 @@ use crate::metrics::{Kind, Metrics};
 use crate::phase::Phase;
 use crate::settings::current::{self, CurrentError};
 use crate::settings::{BuildArgs, Current, Settings};
+use crate::usage::Users;
 use crate::watches::{self, Queues, Requests};
-use crate::{hand_back, leftovers, lost, os_build, os_config, pool, sweep};
+use crate::{hand_back, holdings, leftovers, lost, os_build, os_config, pool, sweep};
 
 /// Passes at the same time, per kind: enough that some that wait for a registry hold nobody else up.
 const CONCURRENCY: u16 = 32;
@@ -71,6 +72,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// How often builds are counted.
 const COUNT: Duration = Duration::from_secs(2);
+
+/// How often images are counted.
+const COUNT_IMAGES: Duration = Duration::from_secs(60);
 
 /// How often the process shows that it lives.
 const BEAT: Duration = Duration::from_secs(15);
@@ -266,6 +270,7 @@ async fn work(
             try_pods(&context),
             tell_undecodable(&context, undecodable, shutdown),
             count_builds(&context, shutdown),
+            count_images(&context, shutdown),
             follow_settings(&context, &given, &queues, shutdown),
         );
     };
@@ -486,6 +491,23 @@ async fn count_builds(context: &Context, shutdown: &CancellationToken) {
         context.metrics.builds(&phases, context.turns.waiting());
         tokio::select! {
             () = tokio::time::sleep(COUNT) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Tells the metrics how many images there are, and what holds them.
+async fn count_images(context: &Context, shutdown: &CancellationToken) {
+    loop {
+        match context.ledger.entries().await {
+            Ok(entries) => {
+                let known = Users::known(&context.cache, entries);
+                context.metrics.holdings(&holdings::holdings(&known));
+            }
+            Err(error) => debug!(error = chain(&error), "images are not counted"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(COUNT_IMAGES) => {}
             () = shutdown.cancelled() => return,
         }
     }

@@ -511,7 +511,15 @@ fn succeeded(
         return Plan::new("succeeded", Vec::new());
     };
     let mut steps = report.map_or_else(Vec::new, |report| {
-        annotate(os_build, &[(annotation::TIER, Some(report.tier.as_str()))])
+        let size = match &report.outcome {
+            Outcome::Pushed { size_bytes, .. } => Some(size_bytes.to_string()),
+            Outcome::Failed(_) => None,
+        };
+        let told = [
+            (annotation::TIER, Some(report.tier.as_str())),
+            (annotation::IMAGE_BYTES, size.as_deref()),
+        ];
+        annotate(os_build, &told)
     });
     let mut status = written(observed, Phase::Succeeded, None, now);
     status.digested_image_push_spec = Some(image.to_string());
