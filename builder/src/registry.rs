@@ -43,6 +43,8 @@ use login::Authorization;
 use retry::{DEFAULT_BOUNDS, Retries, Trying};
 use transport::Transport;
 
+use crate::reference::Repository;
+
 /// How to reach registries.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -84,6 +86,8 @@ struct Inner {
     without_tls: Mutex<BTreeSet<String>>,
     rules: Rules,
     policy: Policy,
+    /// To where from where: told already.
+    refused_mounts: Mutex<BTreeSet<(Repository, Repository)>>,
     /// By host and scopes.
     tokens: Mutex<HashMap<(String, String), Authorization>>,
     retries: Retries,
@@ -115,6 +119,7 @@ impl Registry {
             without_tls: Mutex::default(),
             rules,
             policy,
+            refused_mounts: Mutex::default(),
             tokens: Mutex::default(),
             retries: Retries::default(),
         };

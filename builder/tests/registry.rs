@@ -492,6 +492,72 @@ fn layers_of_a_base_in_the_same_registry_are_mounted_and_not_moved(program: Prog
     }
 }
 
+fn a_mount_that_is_refused_is_done_without(program: Program) {
+    let test = "a_mount_that_is_refused_is_done_without";
+    let Some((workshop, registry)) = workshop(program, test) else {
+        return;
+    };
+    base_of_three_layers(&workshop, &registry.host);
+    for (status, by_token_server, mounted) in [
+        (401, false, 0),
+        (403, false, 0),
+        (404, false, 0),
+        (405, false, 0),
+        (401, true, 0),
+        (403, true, 0),
+        // these pass
+        (429, false, 3),
+        (503, false, 3),
+        (429, true, 3),
+    ] {
+        std::fs::remove_dir_all(workshop.path("registry/docker/registry/v2/repositories/org/os"))
+            .unwrap_or_default();
+        let has_passed = mounted > 0;
+        let mut refused = 0;
+        let mut refuse = move || {
+            refused += 1;
+            !has_passed || refused == 1
+        };
+        let mut refuse_token = refuse;
+        // Says in a token what it is for.
+        let tokens = Proxy::start(0, move |request, _| {
+            let is_mount = request.path.contains("org%2Fbase") && request.path.contains("org%2Fos");
+            if by_token_server && is_mount && refuse_token() {
+                return Action::Answer(status, Vec::new(), "");
+            }
+            let text = format!("{{\"token\": \"{}\"}}", request.path);
+            Action::Answer(200, Vec::new(), text.leak())
+        });
+        let realm = format!("Bearer realm=\"http://{}/token\"", tokens.host);
+        let proxy = Proxy::start(registry.port(), move |request, _| {
+            let token = request.header("authorization").unwrap_or_default();
+            let repository = match request.path.contains("/org/os/") {
+                true => "org%2Fos",
+                false => "org%2Fbase",
+            };
+            let challenge = vec![("www-authenticate", realm.clone())];
+            if !token.contains(repository) {
+                return Action::Answer(401, challenge, "");
+            }
+            if !by_token_server && request.path.contains("mount=") && refuse() {
+                return Action::Answer(status, challenge, "");
+            }
+            Action::Forward
+        });
+        let text = format!("FROM {}/org/base:v1\nLABEL a=b\n", proxy.host);
+        let built = push_of(&workshop, &text, &proxy.host, &[]);
+        let case = format!("{status} {by_token_server}: {}", built.stderr);
+        assert_eq!(built.status, 0, "{case}");
+        let copied = 3 - mounted;
+        let told =
+            format!("layers of the base: 0 there already, {mounted} mounted, {copied} copied");
+        assert!(built.stderr.contains(&told), "{case}");
+        let warned = built.stderr.matches("so they are copied").count();
+        assert_eq!(warned, usize::from(!has_passed), "{case}");
+        assert_eq!(digest_at(&registry), built.stdout.trim(), "{case}");
+    }
+}
+
 fn a_redirect_without_end_is_told_at_once(program: Program) {
     let test = "a_redirect_without_end_is_told_at_once";
     let Some((workshop, registry)) = workshop(program, test) else {
@@ -685,6 +751,7 @@ with_both_registries! {
     a_stalled_answer_is_given_up_and_asked_for_again
     a_base_that_is_unpacked_and_pushed_is_fetched_once_unless_its_upload_falls_behind
     layers_of_a_base_in_the_same_registry_are_mounted_and_not_moved
+    a_mount_that_is_refused_is_done_without
     a_redirect_without_end_is_told_at_once
     a_token_that_ends_in_the_middle_of_an_upload_is_asked_for_anew
     another_digest_than_the_one_that_was_pushed_is_no_success

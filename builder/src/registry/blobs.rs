@@ -10,6 +10,7 @@ use super::pace::{Incoming, SLOWEST_BYTES};
 use super::retry::{Trying, retry};
 use super::{Registry, RegistryError, Upload};
 use crate::digest::Digest;
+use crate::error::chain;
 use crate::reference::Repository;
 
 impl Registry {
@@ -106,10 +107,11 @@ impl Registry {
         }
     }
 
-    /// Asks the registry to make a blob of `source` part of `target` without moving it; false if it won't.
+    /// Asks the registry to make a blob of `source` part of `target` without moving it; false if it won't. Who may push need not be allowed to pull what is mounted:
+    /// a refusal, of the registry or of its token server, says only that the bytes have to be sent.
     ///
     /// # Errors
-    /// User: no right to push. Transient: the network.
+    /// Transient: the network.
     pub async fn mount_blob(
         &self,
         target: &Repository,
@@ -126,7 +128,7 @@ impl Registry {
         };
         let scope = Scope::new(target, "pull,push").and(source, "pull");
         let url = self.url(target, "blobs/uploads/");
-        let response = retry(self.trying(), || async {
+        let asked = retry(self.trying(), || async {
             let query = [
                 ("mount", digest.to_string()),
                 ("from", source.path().to_owned()),
@@ -135,8 +137,15 @@ impl Registry {
                 http.post(&url).query(&query).body(Bytes::new())
             })
             .await
-        })
-        .await?;
+        });
+        let response = match asked.await {
+            Ok(response) => response,
+            Err(error) if error.is_refusal() => {
+                self.tell_refused_mount(target, source, &error);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
         if response.status() == StatusCode::CREATED {
             return Ok(true);
         }
@@ -147,6 +156,21 @@ impl Registry {
                 .await;
         }
         Ok(false)
+    }
+
+    /// Once for all blobs of a base, which mostly are refused together.
+    fn tell_refused_mount(&self, target: &Repository, source: &Repository, error: &RegistryError) {
+        let pair = (target.clone(), source.clone());
+        let told = self.inner.refused_mounts.lock();
+        let is_first = told
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .insert(pair);
+        let error = chain(error);
+        if is_first {
+            tracing::warn!(%source, %error, "the registry doesn't mount layers of the base, so they are copied");
+        } else {
+            tracing::debug!(%source, %error, "another layer that is not mounted");
+        }
     }
 
     /// Opens an upload into the repository; bytes go out as they come, the digest is said at the end.

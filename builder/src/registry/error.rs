@@ -264,6 +264,17 @@ impl RegistryError {
         }
     }
 
+    /// Whether the registry or its token server has answered that it won't, and will say so again: 4xx, but for those that may pass.
+    pub(super) fn is_refusal(&self) -> bool {
+        let is_told = match self {
+            Self::Refused { status, .. } | Self::NoToken { status, .. } => {
+                (400..500).contains(status) && ![408, 425, 429].contains(status)
+            }
+            _ => false,
+        };
+        is_told || self.is_not_found()
+    }
+
     /// Whether an upload that was begun can't be ended: the registry no longer knows it, or has other bytes. It must be begun again.
     #[must_use]
     pub fn is_lost_upload(&self) -> bool {
