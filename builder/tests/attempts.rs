@@ -306,6 +306,38 @@ fn a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layer
     }
 }
 
+fn a_note_is_found_where_it_was_left_whatever_is_said_of_images_that_are_pulled(program: Program) {
+    let test = "a_note_is_found_where_it_was_left_whatever_is_said_of_images_that_are_pulled";
+    let Some((workshop, registry)) = workshop(program, test) else {
+        return;
+    };
+    let host = &registry.host;
+    let elsewhere = Proxy::start(registry.port(), |_, _| Action::Drop);
+    let policy = r#"{"default": [{"type": "reject"}]}"#.to_owned();
+    let mirror = format!(
+        "[[registry]]\nlocation = \"{host}\"\nmirror = [{{location = \"{}\", insecure = true}}]\n",
+        elsewhere.host
+    );
+    let moved = format!(
+        "[[registry]]\nprefix = \"{host}\"\nlocation = \"{}\"\ninsecure = true\n",
+        elsewhere.host
+    );
+    for (option, text) in [
+        ("--signature-policy", policy),
+        ("--registries-conf", mirror),
+        ("--registries-conf", moved),
+    ] {
+        leave_a_note(&workshop, &registry);
+        let path = workshop.path("rules").display().to_string();
+        std::fs::write(&path, &text).unwrap();
+        let more = ["--layers", "step", option, &path];
+        let built = build(&workshop, host, CONTAINERFILE, &more).ok();
+        assert_eq!(ran(&built), [""; 0], "{text}: {}", built.stderr);
+        assert_eq!(elsewhere.seen().len(), 0, "{text}");
+        empty(&workshop);
+    }
+}
+
 fn a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses(program: Program) {
     let test = "a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses";
     let Some((workshop, registry)) = workshop(program, test) else {
@@ -462,5 +494,6 @@ with_both_registries! {
     an_attempt_after_one_killed_at_any_change_to_the_registry_makes_the_same_image
     an_attempt_after_one_killed_in_any_step_makes_the_same_image
     a_note_counts_only_for_the_same_build_and_the_same_inputs_and_while_its_layers_are_there
+    a_note_is_found_where_it_was_left_whatever_is_said_of_images_that_are_pulled
     a_build_that_ends_for_good_leaves_no_note_unless_the_registry_refuses
 }

@@ -29,8 +29,8 @@ use super::{BuildError, BuildSpec, LayerPer};
 use crate::contract::{STEPS_OF_ANNOTATION, TAG_ANNOTATION, steps_tag};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify as _, chain};
-use crate::image::{Descriptor, Image, MANIFEST_MEDIA_TYPE};
-use crate::pull::{ResolvedImage, resolve};
+use crate::image::{Descriptor, Image, MANIFEST_MEDIA_TYPE, Manifest};
+use crate::pull::{PullError, ResolvedImage};
 use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::store::Store;
@@ -102,9 +102,9 @@ impl Note {
     /// # Errors
     /// Transient: the network. Whatever else is wrong with a note, the build can do without.
     pub async fn find(&self, inputs: Digest) -> Result<Option<Left>, BuildError> {
-        let mut image = match resolve(&self.registry, &self.at, &self.architecture).await {
+        let mut image = match self.resolve().await {
             Ok(image) => image,
-            Err(error) if error.class() == Class::Transient => return Err(error.into()),
+            Err(error) if error.class() == Class::Transient => return Err(error),
             Err(error) => {
                 tracing::debug!(error = %chain(&error), "no earlier attempt");
                 return Ok(None);
@@ -137,6 +137,34 @@ impl Note {
         Ok((!layers.is_empty()).then_some(Left { layers, image }))
     }
 
+    /// The note as an image. It is our own, in the place that we push to: what is said of images that are pulled (mirrors, policy.json) is not said of it.
+    async fn resolve(&self) -> Result<ResolvedImage, BuildError> {
+        let found = self.registry.manifest(&self.at, &self.architecture).await?;
+        let store = self.store();
+        let broken = |document| {
+            let image = self.at.to_string();
+            move |source| PullError::Document {
+                image,
+                document,
+                source,
+            }
+        };
+        let manifest: Manifest =
+            serde_json::from_slice(&found.bytes).map_err(broken("manifest"))?;
+        let config = store.blob(manifest.config.digest).await?;
+        let config = serde_json::from_slice(&config).map_err(broken("configuration"))?;
+        Ok(ResolvedImage {
+            store,
+            digest: found.digest,
+            manifest,
+            config,
+        })
+    }
+
+    fn store(&self) -> Store {
+        Store::Registry(self.registry.clone(), self.at.repository.clone())
+    }
+
     /// Notes that the repository has `layers`.
     ///
     /// # Errors
@@ -164,8 +192,7 @@ impl Note {
         image.annotations.extend(self.annotations.clone());
         // A time would make each note another one.
         let image = image.assemble("1970-01-01T00:00:00Z")?;
-        let store = Store::Registry(self.registry.clone(), self.at.repository.clone());
-        store.put_blob(&image.config).await?;
+        self.store().put_blob(&image.config).await?;
         let manifest = Bytes::from(image.manifest);
         let digest = self
             .registry
