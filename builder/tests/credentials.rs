@@ -15,7 +15,7 @@ use common::{Program, RegistryServer, has};
 use strata_builder::digest::Digest;
 use strata_builder::error::{Class, Classify as _, chain};
 use strata_builder::reference::{Reference, Repository};
-use strata_builder::registry::{Bounds, Credentials, Options, Registry, RegistryError};
+use strata_builder::registry::{Bounds, Credentials, Options, Registry, RegistryError, Rules};
 
 /// `ann:secret`
 const BASIC: &str = r#"{"auth": "YW5uOnNlY3JldA=="}"#;
@@ -148,6 +148,30 @@ fn a_manifest_goes_where_its_registry_sends_it_but_without_credentials() {
     };
     assert_eq!((request.method.as_str(), request.body_bytes), ("PUT", 2));
     assert_eq!(request.header("authorization"), None);
+}
+
+#[test]
+fn a_login_at_a_registry_that_turns_out_to_have_no_tls_goes_there_without() {
+    let proxy = Proxy::start(0, |request, _| match request.header("authorization") {
+        Some(_) => Action::Answer(200, Vec::new(), "{}"),
+        None => {
+            let challenge = "Basic realm=\"x\"".to_owned();
+            Action::Answer(401, vec![("www-authenticate", challenge)], "")
+        }
+    });
+    let rules = format!(
+        "[[registry]]\nlocation = \"{}\"\ninsecure = true\n",
+        proxy.host
+    );
+    let registry = Registry::new(Options {
+        rules: Rules::parse(&rules).unwrap(),
+        ..options(&proxy.host, Some(BASIC))
+    })
+    .unwrap();
+    let at = repository(&proxy.host).tagged("v1");
+    let found = block_on(registry.manifest(&at, "amd64")).unwrap();
+    assert_eq!(found.bytes, "{}");
+    assert_eq!(proxy.seen().len(), 2);
 }
 
 /// A registry with TLS and these sections of its configuration, and a client that trusts it.

@@ -91,8 +91,9 @@ impl Registry {
                 .await
         };
         let is_secure = !self.is_plain_http(repository);
-        let plain = self.without_tls(repository, first.url());
-        let sent = followed(subject, first.method(), first.url().clone(), is_secure, hop).await;
+        let url = self.as_learned(repository, first.url());
+        let plain = self.without_tls(repository, &url);
+        let sent = followed(subject, first.method(), url, is_secure, hop).await;
         // A registry that may be spoken to without TLS: it has just shown that it has none, or isn't where TLS would be.
         let (failed, plain) = match (sent, plain) {
             (Err(error @ RegistryError::WithoutTls { .. }), Some(plain)) => (error, plain),

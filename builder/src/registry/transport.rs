@@ -150,6 +150,17 @@ impl Registry {
         self.inner.plain_http.iter().any(|plain| plain == host) || learned()
     }
 
+    /// `url`, which may have been made before its registry turned out to have no TLS, as that is spoken to now.
+    pub(super) fn as_learned(&self, repository: &Repository, url: &url::Url) -> url::Url {
+        let is_told = |plain: &String| plain == repository.host();
+        let mut plain = url.clone();
+        let is_learned = !self.inner.plain_http.iter().any(is_told)
+            && url.scheme() == "https"
+            && plain.set_scheme("http").is_ok()
+            && self.is_own(repository, &plain);
+        if is_learned { plain } else { url.clone() }
+    }
+
     /// The same place without TLS, if the registry may be reached so and isn't yet.
     pub(super) fn without_tls(&self, repository: &Repository, url: &url::Url) -> Option<url::Url> {
         let may = self.is_own(repository, url)
