@@ -11,6 +11,8 @@ use crate::error::{Class, Classify};
 pub struct Repository {
     host: String,
     path: String,
+    /// Where registries.conf has led here from another name: whether its entry for this place is insecure.
+    led: Option<bool>,
 }
 
 /// A repository with a tag, a digest or both.
@@ -51,6 +53,19 @@ impl Repository {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The same place, as one to which registries.conf has led from another name: only what it says there tells whether TLS may be done without.
+    pub(crate) fn led_to(self, is_insecure: bool) -> Self {
+        Self {
+            led: Some(is_insecure),
+            ..self
+        }
+    }
+
+    /// Whether TLS may be done without in a place that registries.conf has led to; none if the repository goes by its own name.
+    pub(crate) fn led(&self) -> Option<bool> {
+        self.led
     }
 
     /// The image with this tag.
@@ -142,6 +157,7 @@ impl FromStr for Reference {
             repository: Repository {
                 host: host.to_owned(),
                 path,
+                led: None,
             },
             tag,
             digest,

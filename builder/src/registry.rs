@@ -82,14 +82,14 @@ struct Inner {
     clients: Mutex<HashMap<(String, bool), reqwest::Client>>,
     credentials: Credentials,
     plain_http: Vec<String>,
-    /// Hosts that may be reached without TLS, and that turned out to have none.
+    /// Hosts that turned out to have no TLS where they may be reached without. This says nothing of their other places.
     without_tls: Mutex<BTreeSet<String>>,
     rules: Rules,
     policy: Policy,
     /// To where from where: told already.
     refused_mounts: Mutex<BTreeSet<(Repository, Repository)>>,
-    /// By host and scopes.
-    tokens: Mutex<HashMap<(String, String), Authorization>>,
+    /// By repository and scopes.
+    tokens: Mutex<HashMap<(Repository, String), Authorization>>,
     retries: Retries,
 }
 

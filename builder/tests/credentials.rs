@@ -174,6 +174,64 @@ fn a_login_at_a_registry_that_turns_out_to_have_no_tls_goes_there_without() {
     assert_eq!(proxy.seen().len(), 2);
 }
 
+#[test]
+fn a_place_with_tls_sees_nothing_in_clear_because_another_of_its_host_may() {
+    let digest = Digest::of(b"{}");
+    let proxy = Proxy::start(0, |request, _| match request.header("authorization") {
+        Some(_) => Action::Answer(200, Vec::new(), "{}"),
+        None => {
+            let challenge = "Basic realm=\"x\"".to_owned();
+            Action::Answer(401, vec![("www-authenticate", challenge)], "")
+        }
+    });
+    let host = &proxy.host;
+    let rules = format!(
+        r#"
+        [[registry]]
+        location = "{host}"
+        [[registry]]
+        location = "{host}/plain"
+        insecure = true
+        [[registry]]
+        location = "upstream.invalid"
+        mirror = [{{location = "{host}/mirror", insecure = true}}]
+        [[registry]]
+        prefix = "elsewhere.invalid"
+        location = "{host}/moved"
+        insecure = true
+        "#
+    );
+    let registry = Registry::new(Options {
+        rules: Rules::parse(&rules).unwrap(),
+        ..options(host, Some(BASIC))
+    })
+    .unwrap();
+    let image = |name: &str| name.parse::<Reference>().unwrap();
+    let seen_at = |path: &str| {
+        let seen = proxy.seen();
+        seen.iter().filter(|r| r.path.contains(path)).count()
+    };
+    let plain = image(&format!("{host}/plain/os:v1")).repository;
+    assert!(block_on(registry.has_blob(&plain, digest)).unwrap());
+    for (name, path) in [
+        ("upstream.invalid/os:v1", "mirror/os"),
+        ("elsewhere.invalid/os:v1", "moved/os"),
+    ] {
+        let found = block_on(registry.manifest_from_any(&image(name), "amd64"));
+        let (place, _) = found.unwrap();
+        // All of the image comes from there, and so.
+        let blob = block_on(registry.blob(&place.repository, digest)).unwrap();
+        assert_eq!(blob, "{}");
+        let before = seen_at(path);
+        let own_name = image(&format!("{host}/{path}:v1")).repository;
+        block_on(registry.has_blob(&own_name, digest)).unwrap_err();
+        assert_eq!(seen_at(path), before, "{path} was asked in clear");
+    }
+    let secure = image(&format!("{host}/secure/os:v1")).repository;
+    block_on(registry.has_blob(&secure, digest)).unwrap_err();
+    assert_eq!(seen_at("secure/"), 0);
+}
+
 /// A registry with TLS and these sections of its configuration, and a client that trusts it.
 fn with_tls(
     program: Program,

@@ -38,8 +38,9 @@ impl Scope {
         self
     }
 
-    pub(super) fn key(&self) -> (String, String) {
-        (self.repository.host().to_owned(), self.scopes.join(" "))
+    /// With how the repository is reached: what was said over TLS is not repeated without.
+    pub(super) fn key(&self) -> (Repository, String) {
+        (self.repository.clone(), self.scopes.join(" "))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where does a name really lead? The rules of registries.conf (version 2, see containers-registries.conf(5)); pure.
 //!
 //! A reference belongs to the registry entry with the longest prefix. For pulling it has the entry's mirrors, in their order, and last the entry's own location. Pushes go
-//! where the reference says; for them an entry only says whether it is blocked or insecure.
+//! where the reference says; for them an entry only says whether it is blocked or insecure. So each place has one table that says whether TLS may be done without: the
+//! mirror's or entry's that led there, or else the entry with its own longest prefix.
 
 use std::collections::BTreeMap;
 
@@ -225,11 +226,18 @@ impl Rules {
             Pulls::DigestOnly => is_digested,
             Pulls::TagOnly => !is_digested,
         });
+        let led = |location: &str, insecure| {
+            let place: Reference = format!("{location}{}", &text[length..]).parse()?;
+            Ok(Reference {
+                repository: place.repository.led_to(insecure),
+                ..place
+            })
+        };
         let mut places = mirrors
-            .map(|mirror| format!("{}{}", mirror.location, &text[length..]).parse())
+            .map(|mirror| led(&mirror.location, mirror.insecure))
             .collect::<Result<Vec<Reference>, _>>()?;
         places.push(match &rule.location {
-            Some(location) => format!("{location}{}", &text[length..]).parse()?,
+            Some(location) => led(location, rule.insecure)?,
             None => reference.clone(),
         });
         Ok(places)
@@ -238,20 +246,14 @@ impl Rules {
     /// True if the repository may be reached without TLS, or with a certificate that nobody vouches for.
     #[must_use]
     pub fn is_insecure(&self, repository: &Repository) -> bool {
-        let text = repository.to_string();
-        let as_itself = self.rule(&text).is_some_and(|(prefix, _, rule)| {
+        if let Some(insecure) = repository.led() {
+            return insecure;
+        }
+        let entry = self.rule(&repository.to_string());
+        entry.is_some_and(|(prefix, _, rule)| {
+            // an entry that leads elsewhere speaks of that place
             rule.insecure && rule.location.as_ref().is_none_or(|to| to == prefix)
-        });
-        let places = self.registries.values().flat_map(|rule| {
-            let own = rule.location.as_ref().filter(|_| rule.insecure);
-            let mirrors = rule.mirrors.iter().filter(|mirror| mirror.insecure);
-            own.into_iter()
-                .chain(mirrors.map(|mirror| &mirror.location))
-        });
-        as_itself
-            || places
-                .into_iter()
-                .any(|place| matched(&text, place).is_some())
+        })
     }
 
     /// The entry of a reference: its prefix and how much of the text that is.
@@ -358,6 +360,18 @@ mod tests {
         prefix = "*.example.com"
         insecure = true
         [[registry]]
+        location = "plain.io"
+        insecure = true
+        [[registry]]
+        location = "plain.io/secure"
+        [[registry.mirror]]
+        location = "plain.io/mirror"
+        [[registry]]
+        location = "plain.io/secure/plain"
+        insecure = true
+        [[registry.mirror]]
+        location = "plain.io/secure/mirror"
+        [[registry]]
         location = "bad.io"
         blocked = true
         [[registry]]
@@ -416,8 +430,13 @@ mod tests {
             ("bad.ios/x", false, false),
             ("a.b.example.com/x", false, true),
             ("example.com/x", false, false),
-            ("mirror.local/quay/os", false, true),
-            ("mirror.local/other", false, false),
+            ("mirror.local/quay/os", false, false),
+            ("registry.local:5000/org/os", false, false),
+            ("quay.io/org/os", false, false),
+            ("plain.io/x", false, true),
+            ("plain.io/secure/x", false, false),
+            ("plain.io/secure/plain/x", false, true),
+            ("plain.io/secured", false, true),
         ] {
             let reference: Reference = reference.parse().unwrap();
             assert_eq!(rules.is_blocked(&reference), blocked, "{reference}");
@@ -425,6 +444,48 @@ mod tests {
                 rules.is_insecure(&reference.repository),
                 insecure,
                 "{reference}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_led_to_is_as_insecure_as_the_table_that_leads_there() {
+        let rules = Rules::parse(TEXT).unwrap();
+        for (reference, expected) in [
+            // the mirror's own word, not that of the place's entry or of the entry that has the mirror
+            (
+                "quay.io/org/os:v1",
+                vec![
+                    ("mirror.local/quay/os", true),
+                    ("tags.local/x/os", false),
+                    ("registry.local:5000/org/os", false),
+                ],
+            ),
+            (
+                "plain.io/secure/x:v1",
+                vec![("plain.io/mirror/x", false), ("plain.io/secure/x", false)],
+            ),
+            (
+                "plain.io/secure/plain/x:v1",
+                vec![
+                    ("plain.io/secure/mirror/x", false),
+                    ("plain.io/secure/plain/x", true),
+                ],
+            ),
+            ("a.example.com/os:v1", vec![("a.example.com/os", true)]),
+        ] {
+            let places = rules.places(&reference.parse().unwrap()).unwrap();
+            let found = places.iter().map(|place| {
+                let insecure = rules.is_insecure(&place.repository);
+                (place.repository.to_string(), insecure)
+            });
+            let expected = expected
+                .iter()
+                .map(|(place, insecure)| ((*place).to_owned(), *insecure));
+            assert!(
+                found.clone().eq(expected),
+                "{:?}",
+                found.collect::<Vec<_>>()
             );
         }
     }

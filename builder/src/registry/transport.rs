@@ -143,9 +143,11 @@ impl Registry {
         let host = repository.host();
         let learned = || {
             let without_tls = self.inner.without_tls.lock();
-            without_tls
+            let has_none = without_tls
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .contains(host)
+                .contains(host);
+            // The same host may have places that must be reached with TLS.
+            has_none && self.inner.rules.is_insecure(repository)
         };
         self.inner.plain_http.iter().any(|plain| plain == host) || learned()
     }
