@@ -27,27 +27,39 @@ fn own_folder() -> Option<PathBuf> {
     configuration.map(|folder| folder.join("containers"))
 }
 
+/// What it means that a file is there and this user may not read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It grants something: without it less is possible.
+    Grants,
+    /// It forbids something: without it everything would be allowed.
+    Forbids,
+}
+
+impl Kind {
+    fn is_absent(self, error: &io::Error) -> bool {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => true,
+            io::ErrorKind::PermissionDenied => self == Self::Grants,
+            _ => false,
+        }
+    }
+}
+
 /// The text of a file that need not be there.
-fn optional(path: &Path) -> anyhow::Result<Option<String>> {
+fn optional(path: &Path, kind: Kind) -> anyhow::Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
-        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) if kind.is_absent(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
 }
 
-fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
-    )
-}
-
 /// Entries of a folder by name; none if there is no such folder.
-fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn entries(folder: &Path, kind: Kind) -> anyhow::Result<Vec<PathBuf>> {
     let listed = match fs::read_dir(folder) {
         Ok(listed) => listed,
-        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        Err(error) if kind.is_absent(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("read {}", folder.display())),
     };
     let mut paths = listed
@@ -72,15 +84,15 @@ pub fn rules(named: Option<&Path>) -> anyhow::Result<Rules> {
     // The user's main file takes the place of the system's.
     for folder in folders.iter().rev() {
         let path = folder.join("registries.conf");
-        if let Some(text) = optional(&path)? {
+        if let Some(text) = optional(&path, Kind::Forbids)? {
             rules = read(&path, &text)?;
             break;
         }
     }
     for folder in &folders {
-        for path in entries(&folder.join("registries.conf.d"))? {
+        for path in entries(&folder.join("registries.conf.d"), Kind::Forbids)? {
             if path.extension() == Some(OsStr::new("conf"))
-                && let Some(text) = optional(&path)?
+                && let Some(text) = optional(&path, Kind::Forbids)?
             {
                 rules = rules.overridden_by(read(&path, &text)?);
             }
@@ -100,7 +112,7 @@ pub fn policy(named: Option<&Path>) -> anyhow::Result<Policy> {
     }
     for folder in own_folder().into_iter().chain([PathBuf::from(SYSTEM)]) {
         let path = folder.join("policy.json");
-        if let Some(text) = optional(&path)? {
+        if let Some(text) = optional(&path, Kind::Forbids)? {
             return read(&path, &text);
         }
     }
@@ -120,7 +132,7 @@ pub fn certificates(named: Option<&Path>) -> anyhow::Result<BTreeMap<String, Hos
     };
     let mut hosts = BTreeMap::new();
     for folder in folders {
-        for host in entries(&folder)? {
+        for host in entries(&folder, Kind::Grants)? {
             let name = host.file_name().and_then(OsStr::to_str);
             if let Some(name) = name.filter(|name| !hosts.contains_key(*name) && host.is_dir()) {
                 hosts.insert(name.to_owned(), certificates_of(&host)?);
@@ -133,7 +145,7 @@ pub fn certificates(named: Option<&Path>) -> anyhow::Result<BTreeMap<String, Hos
 fn certificates_of(folder: &Path) -> anyhow::Result<HostCertificates> {
     let mut found = HostCertificates::default();
     let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
-    for path in entries(folder)? {
+    for path in entries(folder, Kind::Grants)? {
         match path.extension().and_then(OsStr::to_str) {
             Some("crt") => found.authorities.push(read(&path)?),
             Some("cert") => {
@@ -177,7 +189,7 @@ pub fn credentials(named: Option<&Path>) -> anyhow::Result<Credentials> {
     ];
     let mut credentials = Credentials::default();
     for path in paths.into_iter().flatten() {
-        if let Some(text) = optional(&path)? {
+        if let Some(text) = optional(&path, Kind::Grants)? {
             credentials = credentials.or(read(&path, &text)?);
         }
     }

@@ -8,6 +8,8 @@
 
 mod common;
 
+use std::os::unix::process::CommandExt as _;
+
 use common::certificates::certify;
 use common::proxy::{Action, Proxy};
 use common::{Built, Program, RegistryServer, Workshop, can_build, has};
@@ -136,6 +138,73 @@ fn images_that_policy_json_does_not_allow_are_not_pulled(program: Program) {
         let built = built(text);
         assert_eq!(built.status, 65, "{text}: {}", built.stderr);
         assert!(built.stderr.contains(said), "{text}: {}", built.stderr);
+    }
+}
+
+/// Who isn't root, and so may be refused a file.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn a_file_that_forbids_something_and_cannot_be_read_is_an_error() {
+    let test = "a_file_that_forbids_something_and_cannot_be_read_is_an_error";
+    if !can_build(test) {
+        return;
+    }
+    let workshop = Workshop::new();
+    let open = |path: &std::path::Path| {
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(path, everybody).unwrap();
+    };
+    let program = workshop.path("program");
+    std::fs::copy(env!("CARGO_BIN_EXE_strata-builder"), &program).unwrap();
+    std::fs::write(workshop.path("Containerfile"), "FROM scratch\nCOPY . /\n").unwrap();
+    workshop.file("f", "f");
+    let home = workshop.path("home");
+    let containers = home.join("containers");
+    for path in [home.clone(), workshop.path("out")] {
+        std::fs::create_dir_all(&path).unwrap();
+        open(&path);
+    }
+    open(&program);
+    open(&workshop.path(""));
+    for (file, status) in [
+        ("policy.json", 77),
+        ("registries.conf", 77),
+        ("registries.conf.d/x.conf", 77),
+        // without it less is possible
+        ("auth.json", 0),
+    ] {
+        let path = containers.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let nobodys = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+        std::fs::set_permissions(&path, nobodys).unwrap();
+        let out = workshop.path("out").join(file.replace('/', "-"));
+        let output = std::process::Command::new(&program)
+            .args(["build", "--tier", "copy", "--containerfile"])
+            .arg(workshop.path("Containerfile"))
+            .arg("--context")
+            .arg(workshop.path("context"))
+            .arg("--push")
+            .arg(format!("oci:{}", out.display()))
+            .env("XDG_CONFIG_HOME", &home)
+            .env("HOME", &home)
+            .env("TMPDIR", workshop.path("out"))
+            .stdin(std::process::Stdio::null())
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        let built = Built::of(&output);
+        assert_eq!(built.status, status, "{file}: {}", built.stderr);
+        let told = format!("read {}: ", path.display());
+        assert_eq!(
+            built.stderr.contains(&told),
+            status != 0,
+            "{}",
+            built.stderr
+        );
+        std::fs::remove_file(&path).unwrap();
     }
 }
 
