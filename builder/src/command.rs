@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,6 +25,7 @@ use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, no_s
 use strata_builder::stop::Interrupt;
 
 use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource, Volume};
+use crate::streams::{self, complain};
 use crate::{places, signals};
 
 /// Builds; the exit code says who can end a failure.
@@ -33,7 +34,7 @@ pub fn build(build: Build) -> ExitCode {
     for path in [&report_path, &digest_path].into_iter().flatten() {
         // Not after an hour's build; what is there stays until then.
         if let Err(error) = fs::File::options().append(true).create(true).open(path) {
-            eprintln!("error: write {}: {error}", path.display());
+            complain(&format!("error: write {}: {error}", path.display()));
             return ExitCode::from(Class::of_file(&error).exit_code());
         }
     }
@@ -53,25 +54,26 @@ pub fn build(build: Build) -> ExitCode {
         }
     };
     if let Some(message) = told {
-        eprintln!("error: {message}");
+        complain(&format!("error: {message}"));
     }
+    // First what somebody will look for; whether anybody still listens is not known.
+    let mut written = report_path.map_or(Ok(()), |path| report::write(&report, &path));
     let code = match &report.outcome {
         Outcome::Pushed { digest, .. } => {
-            println!("{digest}");
-            digest_path
-                .map_or(Ok(()), |path| fs::write(path, format!("{digest}\n")))
-                .map(|()| 0)
+            let line = format!("{digest}\n");
+            let filed = digest_path.map_or(Ok(()), |path| fs::write(path, &line));
+            written = written.and(filed).and(streams::print(&line));
+            0
         }
         Outcome::Failed(failure) => {
             let interrupted = interrupt.by().and_then(signals::exit_code);
-            Ok(interrupted.unwrap_or(failure.class.exit_code()))
+            interrupted.unwrap_or(failure.class.exit_code())
         }
     };
-    let written = report_path.map_or(Ok(()), |path| report::write(&report, &path));
-    match code.and_then(|code| written.map(|()| code)) {
-        Ok(code) => ExitCode::from(code),
+    match written {
+        Ok(()) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: write the outcome: {error}");
+            complain(&format!("error: write the outcome: {error}"));
             ExitCode::from(Class::of_file(&error).exit_code())
         }
     }
@@ -231,7 +233,6 @@ fn prepare_and_build(
     }
     let (report, error) = runtime.block_on(pipeline::build(&spec, entered, &progress));
     progress.close();
-    io::stderr().flush().context("write to standard error")?;
     Ok((
         report,
         error.map(|error| strata_builder::error::chain(&error)),
@@ -343,19 +344,22 @@ fn classed<E: std::error::Error + Classify>(error: &E) -> anyhow::Error {
 pub fn doctor(doctor: Doctor) -> ExitCode {
     let scratch = doctor.scratch.unwrap_or_else(std::env::temp_dir);
     if !scratch.is_dir() {
-        eprintln!(
+        complain(&format!(
             "error: --scratch {}: there is no such directory",
             scratch.display()
-        );
+        ));
         return ExitCode::from(Class::CONTRACT.exit_code());
     }
     match probe(&scratch) {
-        Ok(probed) => {
-            print!("{}", strata_builder::doctor::doctor(&probed));
-            ExitCode::SUCCESS
-        }
+        Ok(probed) => match streams::print(&strata_builder::doctor::doctor(&probed)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&format!("error: write to standard output: {error}"));
+                ExitCode::from(Class::of_file(&error).exit_code())
+            }
+        },
         Err(error) => {
-            eprintln!("error: {}", strata_builder::error::chain(&error));
+            complain(&format!("error: {}", strata_builder::error::chain(&error)));
             ExitCode::from(error.class().exit_code())
         }
     }

@@ -13,6 +13,7 @@ mod arguments;
 mod command;
 mod places;
 mod signals;
+mod streams;
 
 fn main() -> ExitCode {
     // This program is also the process that runs a step: it re-executes itself.
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
             } else {
                 0
             };
-            return match told.print() {
+            return match streams::heard(told.print()) {
                 Ok(()) => ExitCode::from(code),
                 Err(_) => ExitCode::FAILURE,
             };

@@ -15,6 +15,66 @@ use common::{Workshop, can_build};
 use serde_json::{Value, json};
 
 #[test]
+fn a_reader_who_has_gone_changes_no_outcome() {
+    let test = "a_reader_who_has_gone_changes_no_outcome";
+    if !can_build(test) {
+        return;
+    }
+    let workshop = Workshop::with_files();
+    let base = format!("base={}", workshop.base());
+    let [file, report, digest] =
+        ["Containerfile", "report", "digest"].map(|name| workshop.path(name).display().to_string());
+    let out = format!("oci:{}", workshop.path("out").display());
+    let no_reader = || std::io::pipe().unwrap().1;
+    for (text, progress, status) in [
+        ("FROM base\nRUN echo x\n", "plain", 0),
+        ("FROM base\nRUN echo x\n", "json", 0),
+        ("FROM base\nRUN false\n", "plain", 65),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let ended = workshop
+            .command(&["--containerfile", &file, "--build-context", &base])
+            .args(["--push", &out, "--progress", progress])
+            .args(["--report", &report, "--digestfile", &digest])
+            .stdout(no_reader())
+            .stderr(no_reader())
+            .status()
+            .unwrap();
+        assert_eq!(ended.code(), Some(status), "{text} {progress}");
+        let told: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+        match status {
+            0 => {
+                let digest = std::fs::read_to_string(&digest).unwrap();
+                assert_eq!(told["outcome"]["digest"], digest.trim(), "{told}");
+            }
+            _ => assert_eq!(told["outcome"]["class"], "content", "{told}"),
+        }
+    }
+    // The outcome is in its files before it is said.
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    std::fs::write(&file, "FROM base\nLABEL a=b\n").unwrap();
+    std::fs::write(&report, "").unwrap();
+    let ended = workshop
+        .command(&["--containerfile", &file, "--build-context", &base])
+        .args(["--push", &out, "--report", &report])
+        .stdout(full.unwrap())
+        .status()
+        .unwrap();
+    assert_eq!(ended.code(), Some(75));
+    let told: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(told["outcome"]["result"], "pushed", "{told}");
+    for arguments in [&["doctor"][..], &["--help"], &["--version"]] {
+        let ended = Command::new(env!("CARGO_BIN_EXE_strata-builder"))
+            .args(arguments)
+            .stdout(no_reader())
+            .stderr(no_reader())
+            .status()
+            .unwrap();
+        assert_eq!(ended.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
 fn what_can_not_be_built_is_refused_with_its_place_and_a_pointer() {
     let test = "what_can_not_be_built_is_refused_with_its_place_and_a_pointer";
     if !can_build(test) {
