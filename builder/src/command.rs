@@ -11,20 +11,19 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use strata_builder::containerfile::graph::Platform;
-use strata_builder::contract::{BuildReport, Failure, Outcome, REPORT_VERSION, Work};
+use strata_builder::contract::BuildReport;
 use strata_builder::error::{Class, Classify};
 use strata_builder::layer::LayerOptions;
 use strata_builder::layout::{Layout, Location};
-use strata_builder::pipeline::report;
 use strata_builder::pipeline::target::Target;
 use strata_builder::pipeline::{self, BuildSpec, LayerPer, Secret};
 use strata_builder::progress::{self, Format, Progress};
 use strata_builder::registry::retry::{Bounds, DEFAULT_BOUNDS};
 use strata_builder::registry::{Options, Registry};
 use strata_builder::sandbox::{Entered, MountSpec, StepMount, choose, enter, no_steps, probe};
-use strata_builder::stop::Interrupt;
 
 use crate::arguments::{Build, Doctor, Layers, ProgressChoice, PushTarget, SecretSource, Volume};
+use crate::ending::{Ending, failure, report_of};
 use crate::streams::{self, complain};
 use crate::{places, signals};
 
@@ -38,45 +37,16 @@ pub fn build(build: Build) -> ExitCode {
             return ExitCode::from(Class::of_file(&error).exit_code());
         }
     }
-    let interrupt = Arc::<Interrupt>::default();
-    let (report, told) = match prepare_and_build(build, &interrupt) {
+    let ending = Arc::new(Ending::new(report_path, digest_path));
+    let (report, told) = match prepare_and_build(build, &ending) {
         Ok((report, told)) => (report, told),
         Err(error) => {
-            let class = class_of(&error);
             let message = format!("{error:#}");
-            let failure = Failure {
-                class,
-                message: message.clone(),
-                refused_by: None,
-                step: None,
-            };
-            (report_of(Outcome::Failed(failure)), Some(message))
+            let failed = failure(class_of(&error), message.clone());
+            (report_of(failed), Some(message))
         }
     };
-    if let Some(message) = told {
-        complain(&format!("error: {message}"));
-    }
-    // First what somebody will look for; whether anybody still listens is not known.
-    let mut written = report_path.map_or(Ok(()), |path| report::write(&report, &path));
-    let code = match &report.outcome {
-        Outcome::Pushed { digest, .. } => {
-            let line = format!("{digest}\n");
-            let filed = digest_path.map_or(Ok(()), |path| fs::write(path, &line));
-            written = written.and(filed).and(streams::print(&line));
-            0
-        }
-        Outcome::Failed(failure) => {
-            let interrupted = interrupt.by().and_then(signals::exit_code);
-            interrupted.unwrap_or(failure.class.exit_code())
-        }
-    };
-    match written {
-        Ok(()) => ExitCode::from(code),
-        Err(error) => {
-            complain(&format!("error: write the outcome: {error}"));
-            ExitCode::from(Class::of_file(&error).exit_code())
-        }
-    }
+    ExitCode::from(ending.tell(&report, told.as_deref()))
 }
 
 /// The class of a failure before the pipeline.
@@ -95,7 +65,7 @@ fn class_of(error: &anyhow::Error) -> Class {
 
 fn prepare_and_build(
     build: Build,
-    interrupt: &Arc<Interrupt>,
+    ending: &Arc<Ending>,
 ) -> anyhow::Result<(BuildReport, Option<String>)> {
     let format = match build.progress {
         ProgressChoice::Auto if io::stderr().is_terminal() => Format::Live,
@@ -131,7 +101,14 @@ fn prepare_and_build(
             )
         })?;
     work.disable_cleanup(build.leave_scratch);
-    let scratch = fs::canonicalize(work.path()).context("find the scratch directory")?;
+    let canonical = |path| fs::canonicalize(path).context("find the scratch directory");
+    let scratch = canonical(work.path())?;
+    if let Some(temporary) = &temporary {
+        ending.makes(&canonical(temporary.path())?);
+    }
+    if !build.leave_scratch {
+        ending.makes(&scratch);
+    }
     let push_credentials = places::credentials(build.authfile.as_deref())?;
     let pull_credentials = match &build.pull_authfile {
         Some(path) => places::credentials(Some(path))?,
@@ -218,7 +195,7 @@ fn prepare_and_build(
         no_steps,
         build_uid: build.build_uid,
         architecture: Platform::native().architecture,
-        interrupt: Arc::clone(interrupt),
+        interrupt: Arc::clone(ending.interrupt()),
     };
     let progress = Arc::new(Progress::new(format, Box::new(io::stderr())));
     progress::listen(&progress);
@@ -227,27 +204,14 @@ fn prepare_and_build(
         .enable_all()
         .build()
         .context("start the runtime")?;
-    {
-        let _known = runtime.enter();
-        signals::listen(interrupt).context("listen for signals")?;
-    }
+    ending.begins(entered, &progress);
+    let of_signals = Arc::clone(ending);
+    signals::listen(ending.interrupt(), move |by| of_signals.come_soon(by))
+        .context("listen for signals")?;
     let (report, error) = runtime.block_on(pipeline::build(&spec, entered, &progress));
-    progress.close();
-    Ok((
-        report,
-        error.map(|error| strata_builder::error::chain(&error)),
-    ))
-}
-
-fn report_of(outcome: Outcome) -> BuildReport {
-    BuildReport {
-        version: REPORT_VERSION,
-        outcome,
-        tier: "none".to_owned(),
-        phases: Vec::new(),
-        peak_rss_bytes: 0,
-        work: Work::default(),
-    }
+    let told = error.map(|error| strata_builder::error::chain(&error));
+    ending.reaches(&report, told.as_deref());
+    Ok((report, told))
 }
 
 fn containerfile(build: &Build) -> anyhow::Result<PathBuf> {

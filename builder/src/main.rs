@@ -11,6 +11,7 @@ use strata_builder::error::Class;
 
 mod arguments;
 mod command;
+mod ending;
 mod places;
 mod signals;
 mod streams;
