@@ -253,6 +253,35 @@ fn a_retried_build_reports_the_image_that_is_there_instead_of_building_it(progra
     assert_ne!(other.stdout, first.stdout);
 }
 
+fn what_somebody_else_put_under_the_tag_is_replaced(program: Program) {
+    let test = "what_somebody_else_put_under_the_tag_is_replaced";
+    let Some((workshop, registry)) = workshop(program, test) else {
+        return;
+    };
+    let index = "application/vnd.oci.image.index.v1+json";
+    let others = r#"{"schemaVersion": 2, "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 2,
+        "digest": "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+        "platform": {"os": "linux", "architecture": "s390x"}}]}"#;
+    for (media_type, document) in [
+        (index, others),
+        (index, r#"{"schemaVersion": 2, "manifests": []}"#),
+        (index, r#"{"manifests": "none"}"#),
+        ("text/html", "<html>"),
+    ] {
+        let proxy = Proxy::start(registry.port(), move |request, _| {
+            match request.method == "GET" && request.path.ends_with("/manifests/v1") {
+                true => {
+                    Action::Answer(200, vec![("content-type", media_type.to_owned())], document)
+                }
+                false => Action::Forward,
+            }
+        });
+        let built = push(&workshop, &proxy.host, &["--build-uid", "1-2-3"]);
+        assert_eq!(built.status, 0, "{document}: {}", built.stderr);
+        assert_eq!(digest_at(&registry), built.stdout.trim(), "{document}");
+    }
+}
+
 /// Asks for a login, and remembers who was told it.
 fn guarded(port: u16, then: impl Fn(&Request) -> Action + Send + 'static) -> Proxy {
     Proxy::start(port, move |request, _| {
@@ -745,6 +774,7 @@ with_both_registries! {
     an_upload_that_a_restarted_registry_has_forgotten_begins_again
     what_does_not_pass_is_told_with_its_class_and_without_many_attempts
     a_retried_build_reports_the_image_that_is_there_instead_of_building_it
+    what_somebody_else_put_under_the_tag_is_replaced
     credentials_stay_with_their_registry_whatever_an_upload_or_a_redirect_names
     a_token_server_that_says_not_found_says_nothing_about_the_image
     a_pull_survives_broken_connections_and_never_uses_spoiled_bytes

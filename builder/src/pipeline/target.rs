@@ -15,7 +15,7 @@ use crate::layer::{Changes, LayerDescriptor, LayerOptions, write_layer};
 use crate::layout::{Layout, LayoutError};
 use crate::progress::{Event, Progress, Transfer, millis};
 use crate::reference::Reference;
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryError};
 use crate::store::{Passage, Store, StoreError, until_kept};
 use crate::tee::Fed;
 
@@ -113,7 +113,7 @@ impl Target {
         }))
     }
 
-    /// The manifest that has the name now.
+    /// The manifest that has the name now; none if it can't be one of ours.
     async fn present(&self, architecture: &str) -> Result<Option<(Digest, Bytes)>, BuildError> {
         match &self.store {
             Store::Registry(registry, repository) => {
@@ -121,6 +121,10 @@ impl Target {
                 match registry.manifest(&reference, architecture).await {
                     Ok(found) => Ok(Some((found.digest, found.bytes))),
                     Err(error) if error.is_not_found() => Ok(None),
+                    // Somebody else's index, or what is none: ours is a manifest for this platform.
+                    Err(RegistryError::NoPlatform { .. } | RegistryError::Malformed { .. }) => {
+                        Ok(None)
+                    }
                     Err(error) => Err(error.into()),
                 }
             }
