@@ -17,6 +17,7 @@ mod login;
 mod manifests;
 mod pace;
 mod policy;
+mod proxies;
 mod referrers;
 pub mod retry;
 mod rules;

@@ -301,26 +301,32 @@ fn a_proxy_is_used_but_for_hosts_that_are_excepted(program: Program) {
     let Some((workshop, registry)) = workshop(program, test) else {
         return;
     };
-    let push = format!("{}/org/os:v1", registry.host);
-    for (except, is_used) in [
-        ("elsewhere.example", true),
-        ("127.0.0.0/8", false),
-        ("127.0.0.1", false),
+    let port = registry.port();
+    // Another name of this machine, and not one that goes without saying.
+    let address = format!("0.0.0.0:{port}");
+    for (host, except, is_used) in [
+        (&address, "elsewhere.example", true),
+        (&address, "0.0.0.0:1", true),
+        (&address, "0.0.0.0", false),
+        (&address, &address, false),
+        (&address, "elsewhere.example,0.0.0.0/8", false),
+        (&registry.host, "", false),
+        (&format!("localhost:{port}"), "", false),
     ] {
-        let proxy = Proxy::start(registry.port(), |_, _| Action::Forward);
-        workshop.base();
+        let proxy = Proxy::start(port, |_, _| Action::Forward);
         let base = format!("base={}", workshop.base());
         std::fs::write(workshop.path("Containerfile"), "FROM base\nLABEL a=b\n").unwrap();
         let file = workshop.path("Containerfile").display().to_string();
+        let push = format!("{host}/org/os:v1");
         let output = workshop
             .command(&["--containerfile", &file, "--build-context", &base])
-            .args(["--push", &push, "--plain-http", &registry.host])
+            .args(["--push", &push, "--plain-http", host])
             .env("HTTP_PROXY", format!("http://{}", proxy.host))
             .env("NO_PROXY", except)
             .output()
             .unwrap();
         Built::of(&output).ok();
-        assert_eq!(!proxy.seen().is_empty(), is_used, "except {except}");
+        assert_eq!(!proxy.seen().is_empty(), is_used, "{host} except {except}");
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::redirect::Policy;
 
+use super::proxies::Proxies;
 use super::{Registry, RegistryError};
 use crate::reference::Repository;
 
@@ -32,6 +33,7 @@ pub(super) struct Transport {
     idle_timeout: Duration,
     authorities: Vec<reqwest::Certificate>,
     hosts: BTreeMap<String, Host>,
+    proxies: Proxies,
 }
 
 #[derive(Debug)]
@@ -68,6 +70,7 @@ impl Transport {
                 .into_iter()
                 .map(host)
                 .collect::<Result<_, _>>()?,
+            proxies: Proxies::of(|name| std::env::var(name).ok()),
         })
     }
 
@@ -78,7 +81,10 @@ impl Transport {
         insecure: bool,
     ) -> Result<reqwest::Client, RegistryError> {
         let own = host.and_then(|host| self.hosts.get(host));
+        let proxies = self.proxies.clone();
         let mut builder = reqwest::Client::builder()
+            // instead of those that the HTTP client would find by its own rules
+            .proxy(reqwest::Proxy::custom(move |url| proxies.to(url).cloned()))
             .user_agent(concat!("strata/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(10))
             // these are followed by ourselves, who know what may go along
