@@ -5,8 +5,8 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
@@ -22,7 +22,10 @@ pub mod users;
 pub use users::User;
 
 /// Linux gives up after 40 links; images with more are loops.
-const MAX_LINKS: usize = 255;
+pub(crate) const MAX_LINKS: usize = 255;
+
+/// Of a file that is read whole: the largest are lists of users, with some 60 bytes for each.
+const MOST_READ_BYTES: u64 = 16 << 20;
 
 /// A root file system on disk.
 #[derive(Debug)]
@@ -211,28 +214,38 @@ impl Root {
         }
     }
 
-    /// The content of the file `path`; none if there is no such file.
+    /// The content of the file `path`; none if there is no such file. A fifo would let us wait for ever, and a device be read for ever: neither is opened.
     ///
     /// # Errors
-    /// User, if it is there and can't be read.
+    /// User, if it is there and can't be read, is no regular file, or has more than [`MOST_READ_BYTES`].
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RootError> {
-        let canonical = self.canonical(path)?;
-        match fs::read(self.path.join(&canonical)) {
-            Ok(content) => Ok(Some(content)),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(source) => Err(RootError::Path {
-                operation: "read",
-                path: path.to_owned(),
-                source,
-            }),
+        let failed = |source| RootError::Path {
+            operation: "read",
+            path: path.to_owned(),
+            source,
+        };
+        let refused = |why: &str| failed(io::Error::new(io::ErrorKind::InvalidData, why));
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = match openat2(&self.directory, path, flags, Mode::empty(), inside) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let found = rustix::fs::fstat(&place).map_err(|errno| failed(errno.into()))?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+            return Err(refused("it is no regular file"));
         }
+        // Just what was looked at.
+        let place = Path::new("/proc/self/fd").join(place.as_raw_fd().to_string());
+        let mut content = Vec::new();
+        fs::File::open(place)
+            .and_then(|file| file.take(MOST_READ_BYTES + 1).read_to_end(&mut content))
+            .map_err(failed)?;
+        if content.len() as u64 > MOST_READ_BYTES {
+            return Err(refused("it is larger than 16 MiB"));
+        }
+        Ok(Some(content))
     }
 }
 
@@ -255,7 +268,7 @@ fn bytes_to_os(bytes: Vec<u8>) -> OsString {
 }
 
 /// Names and `..`s of a path, without `/` and `.`.
-fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
+pub(crate) fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some(OsString::from("..")),
@@ -315,6 +328,40 @@ mod tests {
         );
         assert_eq!(root.read(Path::new("passwd")).unwrap(), None);
         assert_eq!(root.read(Path::new("up/file")).unwrap().unwrap(), b"inside");
+    }
+
+    #[test]
+    fn only_a_regular_file_of_some_size_is_read() {
+        let (directory, root) = root();
+        let path = directory.path();
+        let fifo = path.join("srv/fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        symlink("/srv/fifo", path.join("to-fifo")).unwrap();
+        for (name, bytes) in [("most", MOST_READ_BYTES), ("more", MOST_READ_BYTES + 1)] {
+            let file = fs::File::create(path.join(name)).unwrap();
+            file.set_len(bytes).unwrap();
+        }
+        for (name, why) in [
+            ("srv/fifo", "it is no regular file"),
+            ("to-fifo", "it is no regular file"),
+            ("srv", "it is no regular file"),
+            ("more", "it is larger than 16 MiB"),
+        ] {
+            let error = root.read(Path::new(name)).unwrap_err();
+            assert_eq!(error.class(), Class::CONTENT, "{name}");
+            let told = crate::error::chain(&error);
+            let expected = format!("read {name} in the root file system: {why}");
+            assert_eq!(told, expected);
+        }
+        let most = root.read(Path::new("most")).unwrap().unwrap();
+        assert_eq!(most.len() as u64, MOST_READ_BYTES);
     }
 
     #[test]
