@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::containerfile::Network;
 use crate::stop::Stop;
 
+mod attach;
 mod enter;
 mod kernel;
 mod lines;

@@ -3,7 +3,6 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
@@ -46,12 +45,11 @@ pub(super) enum Restriction {
     NoDevices,
 }
 
-/// Restricts the mount at `path` and all below it, keeping every other flag (which a remount would have to know).
+/// Restricts the mount whose root is open as `mount` and all below it, keeping every other flag (which a remount would have to know).
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn restrict(path: &Path, restriction: Restriction) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+pub(super) fn restrict(mount: impl AsFd, restriction: Restriction) -> io::Result<()> {
     let attr_set = match restriction {
         Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
         Restriction::NoDevices => libc::MOUNT_ATTR_NODEV,
@@ -62,13 +60,13 @@ pub(super) fn restrict(path: &Path, restriction: Restriction) -> io::Result<()> 
         propagation: 0,
         userns_fd: 0,
     };
-    // SAFETY: the path ends in NUL, and the structure has the size that is passed.
+    // SAFETY: the empty path ends in NUL, and the structure has the size that is passed.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            libc::AT_RECURSIVE,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_RECURSIVE | libc::AT_EMPTY_PATH,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )

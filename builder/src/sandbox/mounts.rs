@@ -5,15 +5,19 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{
     DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt, chown, symlink,
 };
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::kernel::{Restriction, restrict};
+use super::attach;
+use super::kernel::Restriction;
+use super::mount_points::Shape;
 use super::step::{Doing, Failed, HOST_NAME, StepOrder};
 use super::{Access, MountSpec, StepMount};
 use crate::flat::copy_tree;
@@ -48,19 +52,17 @@ const READ_ONLY: [&str; 5] = [
 /// Builds all mounts of the step and makes its root ours.
 pub(super) fn build(order: &StepOrder) -> Result<(), Failed> {
     let root = &order.root;
-    // pivot_root wants a mount point, and one that is nobody else's.
-    mount_bind_recursive(root, root).doing(|| "bind the root".to_owned())?;
-    // With real root a node made by a step would otherwise be the machine's own disk.
-    restrict(root, Restriction::NoDevices).doing(|| "forbid devices".to_owned())?;
+    // pivot_root wants a mount point, and one that is nobody else's. With real root a node made by a step would otherwise be the machine's own disk.
+    let place = attach::source(root).doing(|| "open the root".to_owned())?;
+    attach::bind(&place, &place, &[Restriction::NoDevices]).doing(|| "bind the root".to_owned())?;
     let inside = Root::open(root)
         .map_err(io::Error::other)
         .doing(|| "open the root".to_owned())?;
-    mount_proc(&root.join("proc"))?;
-    mount_devices(&root.join("dev"))?;
-    mount_bind_recursive("/sys", root.join("sys")).doing(|| "bind /sys".to_owned())?;
-    restrict(&root.join("sys"), Restriction::ReadOnly)
-        .doing(|| "make /sys read-only".to_owned())?;
-    hide(root)?;
+    mount_proc(&mount_point(&inside, Path::new("/proc"), Shape::Directory)?)?;
+    mount_devices(&inside)?;
+    let sys = mount_point(&inside, Path::new("/sys"), Shape::Directory)?;
+    bind(Path::new("/sys"), &sys, &[Restriction::ReadOnly]).doing(|| "bind /sys".to_owned())?;
+    hide(&inside)?;
 
     let own = order.scratch.join("files");
     fs::create_dir(&own).doing(|| "make a folder for files".to_owned())?;
@@ -91,8 +93,7 @@ pub(super) fn build(order: &StepOrder) -> Result<(), Failed> {
         let source = files
             .add(&content, 0o644, 0, 0)
             .doing(|| format!("write {target}"))?;
-        let target = mount_point(&inside, Path::new(target), false)?;
-        bind(&source, &target, true)?;
+        mount_file(&inside, Path::new(target), &source)?;
     }
     for (index, spec) in order.mounts.iter().enumerate() {
         mount_one(
@@ -106,7 +107,7 @@ pub(super) fn build(order: &StepOrder) -> Result<(), Failed> {
         let source = files
             .add(content, 0o755, 0, 0)
             .doing(|| format!("write {}", target.display()))?;
-        bind(&source, &mount_point(&inside, target, false)?, true)?;
+        mount_file(&inside, target, &source)?;
     }
     pivot(root)
 }
@@ -129,31 +130,34 @@ fn tmpfs(target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
     )?)
 }
 
-fn mount_proc(target: &Path) -> Result<(), Failed> {
+fn mount_proc(target: &OwnedFd) -> Result<(), Failed> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    match mount("proc", target, "proc", flags, None) {
+    match mount("proc", attach::path_of(target), "proc", flags, None) {
         Err(Errno::PERM | Errno::ACCESS) => {
-            mount_bind_recursive("/proc", target).doing(|| "bind /proc".to_owned())
+            bind(Path::new("/proc"), target, &[]).doing(|| "bind /proc".to_owned())
         }
         other => other.doing(|| "mount /proc".to_owned()),
     }
 }
 
-fn mount_devices(dev: &Path) -> Result<(), Failed> {
+fn mount_devices(inside: &Root) -> Result<(), Failed> {
+    let place = || mount_point(inside, Path::new("/dev"), Shape::Directory);
     // Nodes that a step makes lead nowhere; those that it is given are mounts of their own.
     tmpfs(
-        dev,
+        &attach::path_of(&place()?),
         MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
         "mode=0755,size=65536k",
     )
     .doing(|| "mount /dev".to_owned())?;
+    // What is in it from here on is ours.
+    let mounted = place()?;
+    let dev = attach::path_of(&mounted);
     for name in DEVICES {
         let source = Path::new("/dev").join(name);
         // A pod may lack some (`tty`).
         if fs::metadata(&source).is_ok_and(|found| found.file_type().is_char_device()) {
-            let target = dev.join(name);
-            File::create(&target).doing(|| format!("make /dev/{name}"))?;
-            mount_bind(&source, &target).doing(|| format!("bind /dev/{name}"))?;
+            let target = File::create(dev.join(name)).doing(|| format!("make /dev/{name}"))?;
+            bind(&source, &target, &[]).doing(|| format!("bind /dev/{name}"))?;
         }
     }
     let directory = |name: &str| {
@@ -191,24 +195,24 @@ fn mount_devices(dev: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-fn hide(root: &Path) -> Result<(), Failed> {
+fn hide(inside: &Root) -> Result<(), Failed> {
     for path in READ_ONLY {
-        let target = root.join(path);
-        if target.exists() {
-            mount_bind_recursive(&target, &target).doing(|| format!("bind /{path}"))?;
-            restrict(&target, Restriction::ReadOnly).doing(|| format!("make /{path} read-only"))?;
+        if let Ok(target) = attach::existing(inside, Path::new(path)) {
+            attach::bind(&target, &target, &[Restriction::ReadOnly])
+                .doing(|| format!("make /{path} read-only"))?;
         }
     }
     for path in MASKED {
-        let target = root.join(path);
-        let Ok(found) = fs::metadata(&target) else {
+        let Ok(target) = attach::existing(inside, Path::new(path)) else {
             continue;
         };
-        if found.is_dir() {
-            tmpfs(&target, MountFlags::RDONLY, "size=0").doing(|| format!("mask /{path}"))?;
+        let found = rustix::fs::fstat(&target).doing(|| format!("look at /{path}"))?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            tmpfs(&attach::path_of(&target), MountFlags::RDONLY, "size=0")
         } else {
-            mount_bind("/dev/null", &target).doing(|| format!("mask /{path}"))?;
+            bind(Path::new("/dev/null"), &target, &[])
         }
+        .doing(|| format!("mask /{path}"))?;
     }
     Ok(())
 }
@@ -249,43 +253,25 @@ impl OwnFiles {
     }
 }
 
-/// The builder's path of `target`, made if absent (which is so only inside the step's own mounts).
-fn mount_point(inside: &Root, target: &Path, directory: bool) -> Result<PathBuf, Failed> {
-    let doing = || format!("make the mount point {}", target.display());
-    let canonical = inside
-        .canonical(target)
-        .map_err(io::Error::other)
-        .doing(doing)?;
-    let path = inside.path().join(canonical);
-    if !path.exists() {
-        let parent = if directory {
-            Some(path.as_path())
-        } else {
-            path.parent()
-        };
-        if let Some(parent) = parent {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(parent)
-                .doing(doing)?;
-        }
-        if !directory {
-            File::create(&path).doing(doing)?;
-        }
-    }
-    Ok(path)
+/// The place of `target` in the root, made if absent (which is so only inside the step's own mounts).
+fn mount_point(inside: &Root, target: &Path, shape: Shape) -> Result<OwnedFd, Failed> {
+    attach::point(inside, target, shape)
+        .doing(|| format!("make the mount point {}", target.display()))
 }
 
-fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), Failed> {
-    let doing = || format!("bind {}", target.display());
-    mount_bind_recursive(source, target).doing(doing)?;
-    restrict(target, Restriction::NoDevices).doing(doing)?;
-    if read_only {
-        restrict(target, Restriction::ReadOnly).doing(doing)
-    } else {
-        Ok(())
-    }
+fn bind(source: &Path, target: impl AsFd, restrictions: &[Restriction]) -> io::Result<()> {
+    attach::bind(attach::source(source)?, target, restrictions)
+}
+
+/// Shows one of our own files.
+fn mount_file(inside: &Root, target: &Path, source: &Path) -> Result<(), Failed> {
+    let point = mount_point(inside, target, Shape::File)?;
+    bind(
+        source,
+        &point,
+        &[Restriction::NoDevices, Restriction::ReadOnly],
+    )
+    .doing(|| format!("bind {}", target.display()))
 }
 
 fn mount_one(
@@ -298,22 +284,31 @@ fn mount_one(
     match kind {
         StepMount::Bind { source, access } => {
             let directory = fs::metadata(source).doing(doing)?.is_dir();
-            let point = mount_point(inside, target, directory)?;
+            let shape = match directory {
+                true => Shape::Directory,
+                false => Shape::File,
+            };
+            let point = mount_point(inside, target, shape)?;
+            let no_devices = [Restriction::NoDevices];
             match access {
-                Access::ReadOnly => bind(source, &point, true),
-                Access::ReadWrite => bind(source, &point, false),
-                Access::Discard => bind(
-                    &throwaway(source, directory, discard).doing(doing)?,
+                Access::ReadOnly => bind(
+                    source,
                     &point,
-                    false,
+                    &[Restriction::NoDevices, Restriction::ReadOnly],
                 ),
+                Access::ReadWrite => bind(source, &point, &no_devices),
+                Access::Discard => {
+                    let copy = throwaway(source, directory, discard).doing(doing)?;
+                    bind(&copy, &point, &no_devices)
+                }
             }
+            .doing(doing)
         }
         StepMount::Tmpfs { size_bytes } => {
             let size = size_bytes.map_or(String::new(), |bytes| format!(",size={bytes}"));
-            let point = mount_point(inside, target, true)?;
+            let point = mount_point(inside, target, Shape::Directory)?;
             tmpfs(
-                &point,
+                &attach::path_of(&point),
                 MountFlags::NOSUID | MountFlags::NODEV,
                 &format!("mode=1777{size}"),
             )
@@ -326,7 +321,7 @@ fn mount_one(
             gid,
         } => {
             let source = files.add(content, *mode, *uid, *gid).doing(doing)?;
-            bind(&source, &mount_point(inside, target, false)?, true)
+            mount_file(inside, target, &source)
         }
     }
 }

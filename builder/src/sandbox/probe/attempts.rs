@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::XattrFlags;
-use rustix::mount::{MountFlags, mount, mount_bind_recursive};
+use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use rustix::thread::UnshareFlags;
 
@@ -16,7 +16,7 @@ use crate::overlay::{Overlay, XattrPrefix};
 use crate::sandbox::enter::{
     WriteMaps, become_root_inside, make_mounts_private, write_identity_maps,
 };
-use crate::sandbox::{Rights, kernel, seccomp, subordinate};
+use crate::sandbox::{Rights, attach, kernel, seccomp, subordinate};
 
 /// What one attempt does.
 type Attempt<'a> = &'a dyn Fn() -> io::Result<()>;
@@ -135,8 +135,8 @@ fn inside(rights: Rights, folder: &Path) -> io::Result<()> {
         rights,
         Check::Sys,
         in_child(&|| {
-            mount_bind_recursive("/sys", &point)?;
-            kernel::restrict(&point, kernel::Restriction::ReadOnly)
+            let (sys, point) = (attach::source(Path::new("/sys"))?, attach::source(&point)?);
+            attach::bind(sys, point, &[kernel::Restriction::ReadOnly])
         }),
     );
     tell(rights, Check::Seccomp, in_child(&seccomp::install));
