@@ -12,12 +12,14 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
 use common::{Built, Workshop, can_build};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 use strata_builder::digest::Digest;
 use tar::{EntryType, Header};
@@ -498,14 +500,21 @@ fn a_step_gets_nothing_from_the_builder() {
         return;
     }
     let scene = Scene::new();
-    // CVE-2024-21626: a working directory that is an open descriptor of the builder
-    for number in 0..24 {
+    // CVE-2024-21626: a working directory that is an open descriptor of the builder, or of whoever started it
+    let leaked = OFlags::RDONLY | OFlags::DIRECTORY;
+    let leaked = rustix::fs::open(scene.workshop.path("outside"), leaked, Mode::empty()).unwrap();
+    let own = leaked.as_raw_fd();
+    for number in (0..24).chain([own]) {
         let text = format!(
             "FROM base\nWORKDIR /proc/self/fd/{number}\nRUN cat ../outside/secret ../../outside/secret secret; ls ../context; cd ../../../../../.. && cat .OUTSIDE/secret; true\n"
         );
         let built = scene.build(&text, &[]);
         assert!(!built.output().contains(&"hush"), "{text}");
+        if number == own {
+            assert_eq!(built.status, CONTENT, "{text}\n{}", built.stderr);
+        }
     }
+    drop(leaked);
     // CVE-2022-27651, CVE-2026-57231
     let text = "FROM base\nRUN grep -E '^Cap(Inh|Amb)' /proc/self/status; env | grep STRATA_TEST; ls /proc/self/fd | wc -l; ls -d /proc/[0-9]* | wc -l\n";
     let file = scene.workshop.path("Containerfile");

@@ -78,20 +78,13 @@ pub(super) fn restrict(mount: impl AsFd, restriction: Restriction) -> io::Result
     }
 }
 
-/// Marks every descriptor from 3 up to be closed by the next `exec`.
+/// Closes every descriptor from 3 up: whatever whoever started this program has left open. Only for the very beginning of `main`, when none of them is ours.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn close_others_on_exec() -> io::Result<()> {
-    // SAFETY: it only sets flags; no descriptor is closed here.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
+pub(super) fn close_inherited() -> io::Result<()> {
+    // SAFETY: no value in this process owns any of these descriptors yet.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
     if result == 0 {
         Ok(())
     } else {

@@ -141,6 +141,7 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
             program,
             source: io::Error::from_raw_os_error(errno),
         }),
+        Ended::Reported(StepReport::NoWorkdir) => Err(RunError::NoWorkdir(order.workdir)),
         Ended::Reported(StepReport::PrepareFailed { operation, errno }) => Err(RunError::Prepare {
             operation,
             source: io::Error::from_raw_os_error(errno),

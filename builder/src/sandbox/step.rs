@@ -13,8 +13,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::MemfdFlags;
-use rustix::io::dup;
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{Errno, dup};
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions, set_dumpable_behavior, wait};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,7 @@ pub(super) enum StepReport {
     Exited(i32),
     Signaled(i32),
     ProgramFailed { program: String, errno: i32 },
+    NoWorkdir,
     PrepareFailed { operation: String, errno: i32 },
 }
 
@@ -78,6 +79,10 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 
 /// The whole life of `internal-run-step`; returns its exit status.
 pub(super) fn main() -> u8 {
+    // Not only at the command's exec: a working directory may name a descriptor before.
+    if kernel::close_inherited().is_err() {
+        return 70;
+    }
     let report = match dup(io::stderr())
         .and_then(|fd| rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map(|()| fd))
     {
@@ -126,7 +131,6 @@ fn prepare_and_wait(report: &mut File) -> Result<(), Failed> {
         .doing(|| "find the builder".to_owned())?;
     die_with(builder).doing(|| "follow the builder".to_owned())?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "hide the memory".to_owned())?;
-    kernel::close_others_on_exec().doing(|| "close descriptors".to_owned())?;
     let mut namespaces =
         UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
     if order.own_network {
@@ -138,6 +142,8 @@ fn prepare_and_wait(report: &mut File) -> Result<(), Failed> {
         standard_input(order.stdin.as_deref()).doing(|| "prepare standard input".to_owned())?;
     match kernel::fork().doing(|| "start pid 1".to_owned())? {
         Some(_) => {
+            // Where a step sees this process, it sees its working directory, too.
+            rustix::process::chdir("/").doing(|| "leave the working directory".to_owned())?;
             wait(WaitOptions::empty()).doing(|| "wait for pid 1".to_owned())?;
             Ok(())
         }
@@ -199,7 +205,21 @@ fn first_process(
 
 /// Everything between the fork and the exec; returns only what went wrong.
 fn become_command(order: &StepOrder, stdin: &OwnedFd) -> StepReport {
-    if let Err(failed) = take_identity(order, stdin) {
+    if let Err(failed) = take_session(stdin) {
+        return failed.into();
+    }
+    match enter_workdir(&order.workdir) {
+        Ok(()) => {}
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+            return StepReport::NoWorkdir;
+        }
+        Err(errno) => {
+            let operation = format!("enter the working directory {}", order.workdir.display());
+            let source = errno.into();
+            return Failed { operation, source }.into();
+        }
+    }
+    if let Err(failed) = privileges::take(order.uid, order.gid, &order.groups) {
         return failed.into();
     }
     let program = order.argv.first().cloned().unwrap_or_default();
@@ -249,13 +269,23 @@ fn candidates(program: &str, path: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn take_identity(order: &StepOrder, stdin: &OwnedFd) -> Result<(), Failed> {
+fn take_session(stdin: &OwnedFd) -> Result<(), Failed> {
     kernel::reset_signals();
     rustix::process::setsid().doing(|| "start a session".to_owned())?;
     rustix::stdio::dup2_stdin(stdin).doing(|| "set standard input".to_owned())?;
     rustix::stdio::dup2_stderr(io::stdout()).doing(|| "set standard error".to_owned())?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    rustix::process::chdir(&order.workdir)
-        .doing(|| format!("enter the working directory {}", order.workdir.display()))?;
-    privileges::take(order.uid, order.gid, &order.groups)
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(())
+}
+
+/// The links of /proc that are no paths lead out of the root: to what a process has open, or where another one is. With the capabilities that we still hold, we could follow them.
+fn enter_workdir(workdir: &Path) -> Result<(), Errno> {
+    let directory = openat2(
+        CWD,
+        Path::new("/").join(workdir),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )?;
+    rustix::process::fchdir(directory)
 }
