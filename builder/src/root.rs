@@ -24,6 +24,10 @@ pub use users::User;
 /// Linux gives up after 40 links; images with more are loops.
 pub(crate) const MAX_LINKS: usize = 255;
 
+/// Names in a path, at most: in a layer that is read, in a tree that is written or copied. Trees that people make are some 60 deep; a program could name what is 2048 deep. Each
+/// level costs whoever walks a descriptor and a piece of the stack.
+pub(crate) const DEEPEST: usize = 256;
+
 /// Of a file that is read whole: the largest are lists of users, with some 60 bytes for each.
 const MOST_READ_BYTES: u64 = 16 << 20;
 

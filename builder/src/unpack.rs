@@ -43,14 +43,18 @@ use tree::Tree;
 pub struct Limits {
     /// Of all files together.
     pub bytes: u64,
-    /// Files, folders, links.
+    /// Files, folders, links; folders that are only implied, too.
     pub entries: u64,
+    /// Of the paths that are kept in memory until the layer is settled: those of folders, and of links into lower layers.
+    pub path_bytes: u64,
 }
 
 /// See [`Limits`].
 pub const DEFAULT_LIMITS: Limits = Limits {
     bytes: 64 << 30,
     entries: 4_000_000,
+    // Half a million folders; the largest layers have some ten thousand.
+    path_bytes: 64 << 20,
 };
 
 /// A layer that can't be unpacked.

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, Timespec};
 use tar::{Archive, Entry, EntryType};
 
-use super::tree::{Attributes, belongs_to_image, create, failed, make_way, set_xattr};
+use super::tree::{
+    Attributes, belongs_to_image, create, failed, make_way, not_too_deep, set_xattr,
+};
 use super::{CopyError, CopyRequest, CopySummary};
 use crate::decompress::{WindowTooLarge, decompress};
 use crate::root::Root;
@@ -54,16 +56,17 @@ pub(super) fn unpack(
     });
     let mut directories = BTreeMap::new();
     let mut total = Total::default();
+    let too_large = |(limit, unit)| CopyError::TooLarge {
+        path: source.to_owned(),
+        limit,
+        unit,
+    };
     let entries = archive.entries().map_err(failed("unpack", source))?;
     for entry in entries {
         let entry = entry.map_err(failed("unpack", source))?;
         total
-            .add(entry.size(), DEFAULT_LIMITS)
-            .map_err(|(limit, unit)| CopyError::TooLarge {
-                path: source.to_owned(),
-                limit,
-                unit,
-            })?;
+            .add(entry.size(), kept_path_bytes(&entry), DEFAULT_LIMITS)
+            .map_err(too_large)?;
         let stored_bytes = stored_bytes(&entry).map_err(failed("unpack", source))?;
         left_bytes.set(stored_bytes.saturating_add(HEADERS_LIMIT_BYTES));
         if fresh && is_root(&entry).map_err(failed("unpack", source))? {
@@ -71,7 +74,8 @@ pub(super) fn unpack(
             directories.insert(PathBuf::new(), attributes);
             continue;
         }
-        unpack_entry(request, entry, source, &inside, &mut directories, summary)?;
+        let implied = unpack_entry(request, entry, source, &inside, &mut directories, summary)?;
+        total.implied(&implied, DEFAULT_LIMITS).map_err(too_large)?;
     }
     // Times of directories last, deepest first, since every entry changes them; the last entry of a name counts.
     for (path, attributes) in directories.into_iter().rev() {
@@ -87,20 +91,47 @@ pub(super) fn unpack(
 struct Total {
     bytes: u64,
     entries: u64,
+    path_bytes: u64,
 }
 
 impl Total {
     /// With another entry; the limit that is exceeded, if one is.
-    fn add(&mut self, size_bytes: u64, limits: Limits) -> Result<(), (u64, &'static str)> {
+    fn add(
+        &mut self,
+        size_bytes: u64,
+        path_bytes: u64,
+        limits: Limits,
+    ) -> Result<(), (u64, &'static str)> {
         self.bytes = self.bytes.saturating_add(size_bytes);
+        self.path_bytes += path_bytes;
         self.entries += 1;
+        self.within(limits)
+    }
+
+    /// With folders that the last entry implied.
+    fn implied(&mut self, paths: &[PathBuf], limits: Limits) -> Result<(), (u64, &'static str)> {
+        self.entries += paths.len() as u64;
+        self.within(limits)
+    }
+
+    fn within(&self, limits: Limits) -> Result<(), (u64, &'static str)> {
         if self.bytes > limits.bytes {
             Err((limits.bytes, "bytes"))
         } else if self.entries > limits.entries {
             Err((limits.entries, "entries"))
+        } else if self.path_bytes > limits.path_bytes {
+            Err((limits.path_bytes, "bytes of paths"))
         } else {
             Ok(())
         }
+    }
+}
+
+/// Paths of folders are kept until the end, for their times.
+fn kept_path_bytes(entry: &Entry<'_, impl Read>) -> u64 {
+    match entry.header().entry_type().is_dir() {
+        true => entry.path_bytes().len() as u64,
+        false => 0,
     }
 }
 
@@ -168,6 +199,7 @@ fn is_header(block: &[u8]) -> bool {
     header.cksum().is_ok_and(|said| said == sum)
 }
 
+/// Returns the folders that it had to make for the entry.
 fn unpack_entry(
     request: &CopyRequest<'_>,
     mut entry: Entry<'_, impl Read>,
@@ -175,17 +207,21 @@ fn unpack_entry(
     inside: &Root,
     directories: &mut BTreeMap<PathBuf, Attributes>,
     summary: &mut CopySummary,
-) -> Result<(), CopyError> {
+) -> Result<Vec<PathBuf>, CopyError> {
     let header = |source_error| failed("unpack", source)(source_error);
     let name = super::clean(&entry.path().map_err(header)?.to_string_lossy());
     if name.as_os_str().is_empty() {
         // The destination keeps its own attributes.
-        return Ok(());
+        return Ok(Vec::new());
     }
+    not_too_deep(&name)?;
     let path = inside.canonical_parent(&name)?;
-    if let Some(parent) = path.parent() {
-        inside.create_directories(parent, request.owner.unwrap_or((0, 0)))?;
-    }
+    // Links lead deeper than a name looks.
+    not_too_deep(&path)?;
+    let implied = match path.parent() {
+        Some(parent) => inside.create_directories(parent, request.owner.unwrap_or((0, 0)))?,
+        None => Vec::new(),
+    };
     let place = inside.path().join(&path);
     let attributes = attributes(request, &entry).map_err(header)?;
     let kind = entry.header().entry_type();
@@ -198,7 +234,7 @@ fn unpack_entry(
             }
             directories.insert(path, attributes);
             summary.entries += 1;
-            return Ok(());
+            return Ok(implied);
         }
         EntryType::Link => {
             let first = inside.canonical_parent(&super::clean(
@@ -215,7 +251,7 @@ fn unpack_entry(
                     .map_err(failed("set the attributes of", &path))?;
             }
             summary.entries += 1;
-            return Ok(());
+            return Ok(implied);
         }
         EntryType::Symlink => {
             make_way(inside, &path, "a symbolic link")?;
@@ -263,7 +299,7 @@ fn unpack_entry(
         }
     }
     summary.entries += 1;
-    Ok(())
+    Ok(implied)
 }
 
 fn is_root(entry: &Entry<'_, impl Read>) -> io::Result<bool> {
@@ -328,16 +364,25 @@ mod tests {
         let limits = Limits {
             bytes: 10,
             entries: 3,
+            path_bytes: 100,
         };
-        for (sizes, exceeded) in [
-            (&[5, 5, 0][..], None),
-            (&[5, 6], Some((10, "bytes"))),
-            (&[1, u64::MAX], Some((10, "bytes"))),
-            (&[0, 0, 0, 0], Some((3, "entries"))),
+        for (sizes, path_bytes, exceeded) in [
+            (&[5, 5, 0][..], 30, None),
+            (&[5, 6], 30, Some((10, "bytes"))),
+            (&[1, u64::MAX], 30, Some((10, "bytes"))),
+            (&[0, 0, 0, 0], 0, Some((3, "entries"))),
+            (&[0, 0, 0], 40, Some((100, "bytes of paths"))),
         ] {
             let mut total = Total::default();
-            let mut added = sizes.iter().map(|size| total.add(*size, limits));
+            let mut added = sizes
+                .iter()
+                .map(|size| total.add(*size, path_bytes, limits));
             assert_eq!(added.find_map(Result::err), exceeded, "{sizes:?}");
         }
+        let mut total = Total::default();
+        let implied = ["a", "a/b"].map(PathBuf::from);
+        assert_eq!(total.implied(&implied, limits), Ok(()));
+        let exceeded = total.implied(&implied, limits);
+        assert_eq!(exceeded, Err((3, "entries")));
     }
 }

@@ -516,3 +516,44 @@ fn add_of_an_archive_that_would_fill_memory_or_disk_is_refused_with_the_limit() 
         assert_eq!(error.as_deref(), told);
     }
 }
+
+#[test]
+fn a_tree_or_archive_deeper_than_an_image_may_be_is_refused_with_its_path() {
+    for (depth, is_fine) in [(256, true), (257, false)] {
+        let Some(roots) = roots() else { return };
+        let path = vec!["d"; depth].join("/");
+        let folder = roots.from.path().join("deep").join(&path);
+        fs::create_dir_all(folder).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(0o755);
+        header.set_size(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        let mut archive = tar::Builder::new(Vec::new());
+        archive
+            .append_data(&mut header, &path, io::empty())
+            .unwrap();
+        fs::write(
+            roots.from.path().join("archive"),
+            archive.into_inner().unwrap(),
+        )
+        .unwrap();
+        for source in ["deep", "archive"] {
+            let mut request = request(&[source], "/x/");
+            request.unpack = true;
+            let copied = copy(&request, &roots.from, None, &roots.into);
+            let Err(error) = copied else {
+                assert!(is_fine, "{source}");
+                continue;
+            };
+            assert!(!is_fine, "{source}: {error}");
+            assert_eq!(error.class(), Class::CONTENT);
+            let told = crate::error::chain(&error);
+            let why = "it is more than 256 folders deep, which no image may have";
+            let place = if source == "deep" { "/deep/" } else { "/" };
+            assert_eq!(told, format!("copy {place}{path}: {why}"));
+        }
+    }
+}

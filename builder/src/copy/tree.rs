@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::{CopyError, CopyRequest, CopySummary, Rule, Verdict, verdict};
 use crate::attributes;
 use crate::ignore::Ignore;
-use crate::root::Root;
+use crate::root::{DEEPEST, Root};
 
 /// The copying of one request.
 pub(super) struct Copier<'a> {
@@ -133,6 +133,9 @@ impl<'a> Copier<'a> {
         below: &Path,
         pending: &mut Vec<PathBuf>,
     ) -> Result<(), CopyError> {
+        if below.iter().nth(DEEPEST).is_some() {
+            return Err(too_deep(source));
+        }
         let listed = failed("list", source);
         let entries = fs::read_dir(self.from.path().join(source))
             .and_then(Iterator::collect::<io::Result<Vec<_>>>)
@@ -433,6 +436,21 @@ pub(super) fn set_xattr(to: &Path, name: &[u8], value: &[u8]) -> Result<(), Errn
         }
         other => other,
     }
+}
+
+/// Whoever goes down a tree takes some of the stack for each level.
+pub(super) fn not_too_deep(path: &Path) -> Result<(), CopyError> {
+    match path.iter().nth(DEEPEST) {
+        None => Ok(()),
+        Some(_) => Err(too_deep(path)),
+    }
+}
+
+fn too_deep(path: &Path) -> CopyError {
+    failed("copy", path)(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("it is more than {DEEPEST} folders deep, which no image may have"),
+    ))
 }
 
 fn describe(kind: FileType) -> &'static str {

@@ -72,6 +72,11 @@ impl Unpacker {
             self.within(self.bytes, self.limits.bytes, "bytes")?;
             self.place(&entry, &mut reader)
                 .map_err(|error| without_number(error, &entry, layer))?;
+            // Folders that entries imply take room, too: one path at most between two looks.
+            let entries = self.entries.saturating_add(self.tree.made());
+            self.within(entries, self.limits.entries, "entries")?;
+            let (path_bytes, limit) = (self.tree.path_bytes(), self.limits.path_bytes);
+            self.within(path_bytes, limit, "bytes of paths")?;
         }
         // Padding and further zero blocks, so that the compressed stream is read and checked to its end.
         let mut rest = reader.into_inner().into_inner();
@@ -192,6 +197,10 @@ impl Unpacker {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(WalkError::System("open", errno)),
         }
+        // A link that waits for its target is the layer's own, too.
+        if self.links.contains_key(&parent.path.join(name)) {
+            return Ok(());
+        }
         let kind = self.tree.whiteout();
         let whiteout = mknodat(&parent.fd, name, kind, Mode::empty(), 0);
         match whiteout {
@@ -225,7 +234,8 @@ impl Unpacker {
         for (name, value) in kept(&entry.xattrs) {
             tolerated(name, attributes::set_xattr(&folder.fd, "", name, value))?;
         }
-        self.layer.times.insert(folder.path.clone(), times(entry));
+        let path = self.tree.remember(&folder.path);
+        self.layer.times.insert(path, times(entry));
         self.tree.is_stated(&folder.path);
         self.tree.changed(folder);
         Ok(())
@@ -346,8 +356,8 @@ impl Unpacker {
             Some(folder) => linkat(&folder.fd, file, &parent.fd, name, AtFlags::empty())
                 .map_err(|errno| WalkError::System("link", errno)),
             None => {
-                let target = target.iter().collect();
-                let link = parent.path.join(name);
+                let target = self.tree.remember(&target.iter().collect::<PathBuf>());
+                let link = self.tree.remember(&parent.path.join(name));
                 self.links.insert(link, (self.entries, target));
                 Ok(())
             }

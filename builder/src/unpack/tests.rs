@@ -368,7 +368,7 @@ fn entries_that_leave_the_root_or_make_no_sense_are_the_authors_fault_and_leave_
     if !is_root() {
         return;
     }
-    let deep = "x/".repeat(2100);
+    let (deep, many) = ("x/".repeat(2100), "x/".repeat(257));
     for (tar, why) in [
         (Tar::default().file("../x", b""), "it leaves the root"),
         (Tar::default().file("a/../../x", b""), "it leaves the root"),
@@ -398,6 +398,12 @@ fn entries_that_leave_the_root_or_make_no_sense_are_the_authors_fault_and_leave_
                 .pax(&[("path", deep.as_bytes())])
                 .file("x", b""),
             "its path is longer than 4096 bytes",
+        ),
+        (
+            Tar::default()
+                .pax(&[("path", many.as_bytes())])
+                .file("x", b""),
+            "its path has more than 256 names",
         ),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -497,21 +503,37 @@ fn a_layer_larger_than_its_limits_is_stopped() {
     let blob = Tar::default()
         .file("one", &[0; 600])
         .file("two", &[0; 600])
+        // ten folders with 100 bytes of paths
+        .file("a/a/a/a/a/a/a/a/a/a/f", b"")
         .gzip();
     for (limits, unit) in [
         (
             Limits {
                 bytes: 1000,
-                entries: 10,
+                ..DEFAULT_LIMITS
             },
             "bytes",
         ),
         (
             Limits {
-                bytes: 10_000,
                 entries: 1,
+                ..DEFAULT_LIMITS
             },
             "entries",
+        ),
+        (
+            Limits {
+                entries: 11,
+                ..DEFAULT_LIMITS
+            },
+            "entries",
+        ),
+        (
+            Limits {
+                path_bytes: 99,
+                ..DEFAULT_LIMITS
+            },
+            "bytes of paths",
         ),
     ] {
         let error = unpack_layer(
@@ -560,6 +582,7 @@ fn what_is_skipped_counts_towards_the_limit() {
     let limits = Limits {
         bytes: 1000,
         entries: 10,
+        ..DEFAULT_LIMITS
     };
     let unpacked = unpack_layer(
         &blob[..],
@@ -657,4 +680,96 @@ fn implied_folders_and_links_take_after_the_layers_below() {
         );
         fs::remove_dir_all(folder.path().join(why)).unwrap();
     }
+}
+
+#[test]
+fn entries_that_imply_many_deep_folders_take_no_longer_than_their_folders_are_many() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = Tar::default();
+    for number in 0..60 {
+        let path = format!("{number:04}{}/f", "/a".repeat(254));
+        tar = tar.pax(&[("path", path.as_bytes())]).file("f", b"f");
+    }
+    let begun = std::time::Instant::now();
+    let layer = unpack(folder.path(), "layer", &tar.gzip()).unwrap();
+    assert_eq!(layer.implied.len(), 60 * 255 + 1);
+    let lower = Tar::default().folder("0059", 0o711).gzip();
+    let lower = unpack(folder.path(), "lower", &lower).unwrap();
+    let lower = lower.settle(&[]).unwrap();
+    let settled = layer.settle(&[lower]).unwrap();
+    let mode = |path: &str| fs::metadata(settled.join(path)).unwrap().mode() & 0o7777;
+    assert_eq!(
+        (mode("0058"), mode("0059"), mode("0059/a")),
+        (0o755, 0o711, 0o755)
+    );
+    // far less on any machine; each from the root again would be a million folders
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_link_to_what_its_layer_hides_since_has_the_content_and_the_old_name_stays_hidden() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let base = Tar::default()
+        .folder("etc", 0o755)
+        .raw(EntryType::Regular, b"etc/one", b"", 0o640, (5, 6), b"1")
+        .file("etc/two", b"2")
+        .folder("srv", 0o755)
+        .file("srv/three", b"3")
+        .file("four", b"4");
+    let top = Tar::default()
+        .folder("etc", 0o755)
+        .link("a", "etc/one")
+        .link("b", "etc/one")
+        .file("etc/.wh.one", b"")
+        .folder("srv", 0o755)
+        .link("c", "srv/three")
+        .file("srv/.wh..wh..opq", b"")
+        // The layer's own link stays; the mark is about what lies below.
+        .link("d", "four")
+        .file(".wh.d", b"");
+    let lowers = stack(folder.path(), vec![base, top]).unwrap();
+    assert_eq!(
+        listing(&lowers[0]),
+        [
+            "a 640 5:6 \"1\", 2 names",
+            "b 640 5:6 \"1\", 2 names",
+            "c 644 \"3\", 1 names",
+            "d 644 \"4\", 2 names",
+            "etc 755 folder",
+            "etc/one 0 character device 0",
+            "four 644 \"4\", 2 names",
+            "srv 755 folder, opaque",
+        ]
+    );
+}
+
+#[test]
+fn a_link_into_a_lower_layer_with_something_below_it_is_the_authors_fault() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let base = Tar::default().file("f", b"f");
+    let top = Tar::default().link("l", "f").file("l/x", b"x");
+    let error = stack(folder.path(), vec![base, top]).unwrap_err();
+    assert!(
+        matches!(&error, UnpackError::Entry { why, .. } if *why == "other entries make a folder of it"),
+        "{error:?}"
+    );
+    assert_eq!(error.class(), Class::CONTENT);
+    // With an entry of its own, the folder comes in its place.
+    let folder = tempfile::tempdir().unwrap();
+    let base = Tar::default().file("f", b"f");
+    let top = Tar::default()
+        .link("l", "f")
+        .folder("l", 0o755)
+        .file("l/x", b"x");
+    let lowers = stack(folder.path(), vec![base, top]).unwrap();
+    assert!(lowers[0].join("l/x").exists());
 }

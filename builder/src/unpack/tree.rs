@@ -12,20 +12,19 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, XattrFlags, fsetxattr, fstat, mkdirat, openat, readlinkat,
-    statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, Stat, XattrFlags, fsetxattr, fstat, mkdirat, openat,
+    readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::overlay::XattrPrefix;
+use crate::root::DEEPEST;
 
 /// As many as the kernel follows in one path.
 const MOST_LINKS: usize = 40;
 
 /// What a program could open by name.
 const LONGEST_PATH_BYTES: usize = 4096;
-/// Folders in a path of that length; links could lead deeper.
-const DEEPEST: usize = 2048;
 
 /// A folder within the root.
 #[derive(Clone, Debug)]
@@ -54,6 +53,8 @@ pub(super) struct Tree {
     /// The last folder asked for, by the name it was asked by: entries of one folder follow each other.
     last: Option<(PathBuf, Folder)>,
     implied: BTreeSet<PathBuf>,
+    made: u64,
+    path_bytes: u64,
 }
 
 /// `path` split into names that are plain: neither empty nor `.` nor `..`.
@@ -75,6 +76,9 @@ pub(super) fn names(path: &[u8]) -> Result<Vec<OsString>, &'static str> {
             }
             Component::Normal(name) => names.push(name.to_owned()),
         }
+        if names.len() > DEEPEST {
+            return Err("its path has more than 256 names");
+        }
     }
     Ok(names)
 }
@@ -91,7 +95,25 @@ impl Tree {
             last: None,
             // The root itself, until the tar has an entry for it.
             implied: BTreeSet::from([PathBuf::new()]),
+            made: 0,
+            path_bytes: 0,
         }
+    }
+
+    /// How many folders were made because a path implied them.
+    pub const fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// Of all paths that were [remembered](Self::remember).
+    pub const fn path_bytes(&self) -> u64 {
+        self.path_bytes
+    }
+
+    /// A copy of the path, which will be kept, is counted.
+    pub fn remember(&mut self, path: &Path) -> PathBuf {
+        self.path_bytes += path.as_os_str().len() as u64;
+        path.to_owned()
     }
 
     pub fn root(&self) -> &Folder {
@@ -134,10 +156,11 @@ impl Tree {
         let mut ahead: Vec<OsString> = names.iter().rev().cloned().collect();
         let mut links = 0;
         while let Some(name) = ahead.pop() {
-            if trail.len() > DEEPEST {
+            let here = trail.last().unwrap_or(&self.root).clone();
+            // Links lead deeper than a path looks.
+            if trail.len() > DEEPEST || here.path.as_os_str().len() >= LONGEST_PATH_BYTES {
                 return Err(WalkError::Path("its folder is too deep"));
             }
-            let here = trail.last().unwrap_or(&self.root).clone();
             if name == ".." {
                 if trail.len() > 1 {
                     trail.pop();
@@ -189,7 +212,9 @@ impl Tree {
         mkdirat(&parent.fd, name, Mode::from_raw_mode(0o755))
             .map_err(|errno| WalkError::System("create", errno))?;
         let folder = open_folder(parent, name).map_err(|errno| WalkError::System("open", errno))?;
-        self.implied.insert(folder.path.clone());
+        self.made += 1;
+        let path = self.remember(&folder.path);
+        self.implied.insert(path);
         Ok(folder)
     }
 
@@ -256,12 +281,15 @@ pub(super) fn open_folder(parent: &Folder, name: &OsStr) -> Result<Folder, Errno
 
 /// Whether `name` is a whiteout, of overlayfs or ours.
 pub(super) fn is_whiteout(parent: &Folder, name: &OsStr) -> bool {
-    statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::CharacterDevice => stat.st_rdev == 0,
-            kind => kind == FileType::Socket,
-        }
-    })
+    statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| stands_for_nothing(&stat))
+}
+
+/// Whether that is a whiteout.
+pub(super) fn stands_for_nothing(stat: &Stat) -> bool {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice => stat.st_rdev == 0,
+        kind => kind == FileType::Socket,
+    }
 }
 
 fn remove(parent: &Folder, name: &OsStr) -> Result<(), Errno> {
