@@ -10,6 +10,8 @@ use tar::{EntryType, Header};
 /// PAX records and long names of one entry together; Linux takes at most 64 KiB of extended attributes and 4 KiB of path per file.
 const EXTENSION_LIMIT_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: usize = 512;
+/// Where a header has the type of its entry: 0 in archives from before POSIX, which `tar` reads as `0`.
+const TYPE_BYTE: usize = 156;
 
 /// What an entry makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +207,13 @@ impl<R: Read> EntryReader<R> {
             _ => return Err(TarError::Malformed("unknown type of entry")),
         };
         let size_bytes = extension.size_bytes.unwrap_or(header_size_bytes);
-        self.expect_content(size_bytes);
+        // As Go's and Python's readers have it: what can have no content has none behind it, whatever its size field says. Who reads on elsewhere sees other entries.
+        let is_old_folder = header.as_bytes()[TYPE_BYTE] == 0 && kind == Kind::Directory;
+        let has_content = match entry_type {
+            EntryType::Regular | EntryType::Continuous => !is_old_folder,
+            _ => false,
+        };
+        self.expect_content(if has_content { size_bytes } else { 0 });
         let device = |number: io::Result<Option<u32>>| {
             Ok::<_, TarError>(number.unwrap_or(None).unwrap_or(0))
         };

@@ -710,6 +710,41 @@ fn entries_that_imply_many_deep_folders_take_no_longer_than_their_folders_are_ma
 }
 
 #[test]
+fn what_can_have_no_content_has_none_whatever_its_size_says() {
+    if !is_root() {
+        return;
+    }
+    for (kind, name, link) in [
+        (b'5', "d", ""),
+        (b'1', "l", "a"),
+        (b'2', "s", "a"),
+        (b'6', "p", ""),
+        // from before POSIX
+        (0, "old/", ""),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar = Tar::default().file("a", b"a");
+        let at = tar.0.len();
+        tar = tar.raw(
+            EntryType::Regular,
+            name.as_bytes(),
+            link.as_bytes(),
+            0o755,
+            (0, 0),
+            b"",
+        );
+        let mut header = Header::from_byte_slice(&tar.0[at..at + 512]).clone();
+        header.as_mut_bytes()[156] = kind;
+        header.set_size(512);
+        header.set_cksum();
+        tar.0[at..at + 512].copy_from_slice(header.as_bytes());
+        let lowers = stack(folder.path(), vec![tar.file("seen", b"s")]).unwrap();
+        assert!(lowers[0].join("seen").exists(), "{kind:?}");
+        assert!(lowers[0].join(name).symlink_metadata().is_ok(), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_link_to_what_its_layer_hides_since_has_the_content_and_the_old_name_stays_hidden() {
     if !is_root() {
         return;
