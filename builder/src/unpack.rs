@@ -143,12 +143,29 @@ impl Classify for UnpackError {
             // A proxy that cut or spoiled a body may do better next time.
             Self::WrongDigest { .. } => Class::Transient,
             Self::Compression { .. } | Self::TooLarge { .. } | Self::Entry { .. } => Class::CONTENT,
-            // A full or failing disk of this node; another attempt may land on another node.
-            Self::Write { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => Class::INTERNAL,
-                _ => Class::Transient,
-            },
+            Self::Write {
+                operation, source, ..
+            } => of_write(operation, source),
         }
+    }
+}
+
+/// What is done with an entry's extended attributes.
+const XATTRS: &str = "set the extended attributes of";
+
+/// Whose fault it is that the kernel refuses something. Names, targets and attributes that it can't have are those of the layer, and stay so on every node.
+fn of_write(operation: &str, error: &io::Error) -> Class {
+    match error.raw_os_error() {
+        // A file has room for few extended attributes, however empty the disk is.
+        Some(libc::ENOSPC) if operation == XATTRS => Class::CONTENT,
+        // A full or failing disk of this node, or a node that is short of something; another attempt may land on another one.
+        Some(
+            libc::ENOSPC | libc::EDQUOT | libc::EIO | libc::EMFILE | libc::ENFILE | libc::ENOMEM,
+        ) => Class::Transient,
+        // We may not do what we must.
+        Some(libc::EPERM | libc::EACCES | libc::EROFS) if operation != XATTRS => Class::INTERNAL,
+        Some(_) => Class::CONTENT,
+        None => Class::INTERNAL,
     }
 }
 

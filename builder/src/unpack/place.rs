@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write as _};
 use std::ops::Bound;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 
 use super::entries::{Bounded, Entry, EntryReader, Kind};
 use super::tree::{Folder, Tree, WalkError, is_whiteout, names, open_folder};
-use super::{Limits, UnpackError, UnpackedLayer};
+use super::{Limits, UnpackError, UnpackedLayer, XATTRS};
 use crate::attributes;
 use crate::digest::Digest;
 
@@ -143,9 +144,7 @@ impl Unpacker {
         let Some(name) = parents.pop() else {
             let root = self.tree.root().clone();
             return match entry.kind {
-                Kind::Directory => self
-                    .dress_folder(&root, entry)
-                    .map_err(|e| system("set the attributes of", e)),
+                Kind::Directory => self.dress_folder(&root, entry).map_err(walk),
                 _ => Err(refuse("only a folder can be the root")),
             };
         };
@@ -177,8 +176,7 @@ impl Unpacker {
             Kind::Symlink | Kind::Fifo | Kind::CharDevice | Kind::BlockDevice => {
                 self.tree.clear(&parent, &name).map_err(walk)?;
                 self.forget(&parent, &name);
-                self.special(&parent, &name, entry)
-                    .map_err(|errno| system("create", errno))
+                self.special(&parent, &name, entry).map_err(walk)
             }
         }
     }
@@ -225,15 +223,15 @@ impl Unpacker {
             self.tree.make_opaque(&folder)?;
         }
         self.dress_folder(&folder, entry)
-            .map_err(|errno| WalkError::System("set the attributes of", errno))
     }
 
-    fn dress_folder(&mut self, folder: &Folder, entry: &Entry) -> Result<(), Errno> {
-        attributes::chown(&folder.fd, "", (entry.uid, entry.gid))?;
-        attributes::chmod(&folder.fd, "", entry.mode)?;
-        for (name, value) in kept(&entry.xattrs) {
-            tolerated(name, attributes::set_xattr(&folder.fd, "", name, value))?;
-        }
+    fn dress_folder(&mut self, folder: &Folder, entry: &Entry) -> Result<(), WalkError> {
+        let dress = || {
+            attributes::chown(&folder.fd, "", (entry.uid, entry.gid))?;
+            attributes::chmod(&folder.fd, "", entry.mode)
+        };
+        dress().map_err(|errno| WalkError::System(ATTRIBUTES, errno))?;
+        set_xattrs(&folder.fd, OsStr::new(""), entry)?;
         let path = self.tree.remember(&folder.path);
         self.layer.times.insert(path, times(entry));
         self.tree.is_stated(&folder.path);
@@ -249,6 +247,19 @@ impl Unpacker {
         reader: &mut EntryReader<R>,
         path: &Path,
     ) -> Result<(), UnpackError> {
+        let layer = self.layer.digest;
+        let walk = |error| match error {
+            WalkError::Path(why) => UnpackError::Entry {
+                layer,
+                path: path.to_owned(),
+                why,
+            },
+            WalkError::System(operation, errno) => UnpackError::Write {
+                operation,
+                path: path.to_owned(),
+                source: errno.into(),
+            },
+        };
         let write = |operation| {
             move |source| UnpackError::Write {
                 operation,
@@ -283,21 +294,29 @@ impl Unpacker {
                 attributes::chown(&file, "", (entry.uid, entry.gid))?;
             }
             // After the owner, whose change would take set-id bits and capabilities away.
-            attributes::chmod(&file, "", entry.mode)?;
-            for (name, value) in kept(&entry.xattrs) {
-                tolerated(name, attributes::set_xattr(&file, "", name, value))?;
-            }
-            futimens(&file, &times(entry))
+            attributes::chmod(&file, "", entry.mode)
         };
-        dress().map_err(|errno: Errno| write("set the attributes of")(errno.into()))
+        let attributes = |errno: Errno| WalkError::System(ATTRIBUTES, errno);
+        dress()
+            .map_err(attributes)
+            .and_then(|()| set_xattrs(&file, OsStr::new(""), entry))
+            .and_then(|()| futimens(&file, &times(entry)).map_err(attributes))
+            .map_err(walk)
     }
 
-    fn special(&mut self, parent: &Folder, name: &OsStr, entry: &Entry) -> Result<(), Errno> {
+    fn special(&mut self, parent: &Folder, name: &OsStr, entry: &Entry) -> Result<(), WalkError> {
+        let create = |errno| WalkError::System("create", errno);
+        let attributes = |errno| WalkError::System(ATTRIBUTES, errno);
         let mode = Mode::from_raw_mode(entry.mode);
         let device = rustix::fs::makedev(entry.device.0, entry.device.1);
         match entry.kind {
-            Kind::Symlink => symlinkat(OsStr::from_bytes(&entry.link), &parent.fd, name)?,
-            Kind::Fifo => mknodat(&parent.fd, name, FileType::Fifo, mode, 0)?,
+            Kind::Symlink if entry.link.is_empty() => {
+                return Err(WalkError::Path("it is a symbolic link to nothing"));
+            }
+            Kind::Symlink => {
+                symlinkat(OsStr::from_bytes(&entry.link), &parent.fd, name).map_err(create)?
+            }
+            Kind::Fifo => mknodat(&parent.fd, name, FileType::Fifo, mode, 0).map_err(create)?,
             Kind::CharDevice | Kind::BlockDevice => {
                 let kind = match entry.kind {
                     Kind::BlockDevice => FileType::BlockDevice,
@@ -309,21 +328,18 @@ impl Unpacker {
                         tracing::debug!(name = %name.display(), "device of a base layer left out");
                         return Ok(());
                     }
-                    other => other?,
+                    other => other.map_err(create)?,
                 }
             }
             Kind::File | Kind::HardLink | Kind::Directory => return Ok(()),
         }
-        attributes::chown(&parent.fd, name, (entry.uid, entry.gid))?;
+        attributes::chown(&parent.fd, name, (entry.uid, entry.gid)).map_err(attributes)?;
         if entry.kind != Kind::Symlink {
             // mknod's mode went through the umask; what was just made here is no link.
-            attributes::chmod(&parent.fd, name, entry.mode)?;
+            attributes::chmod(&parent.fd, name, entry.mode).map_err(attributes)?;
         }
-        for (attribute, value) in kept(&entry.xattrs) {
-            let set = attributes::set_xattr(&parent.fd, name, attribute, value);
-            tolerated(attribute, set)?;
-        }
-        utimensat(&parent.fd, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)
+        set_xattrs(&parent.fd, name, entry)?;
+        utimensat(&parent.fd, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(attributes)
     }
 
     fn hard_link(
@@ -363,6 +379,23 @@ impl Unpacker {
             }
         }
     }
+}
+
+const ATTRIBUTES: &str = "set the attributes of";
+
+/// Sets the attributes that an entry brings along and its kind of file can have.
+fn set_xattrs(place: impl AsFd, name: &OsStr, entry: &Entry) -> Result<(), WalkError> {
+    let has_user = matches!(entry.kind, Kind::File | Kind::Directory);
+    for (attribute, value) in kept(&entry.xattrs) {
+        // The kernel has these on files and folders only.
+        if !has_user && attribute.as_bytes().starts_with(b"user.") {
+            tracing::debug!(attribute = %attribute.display(), "extended attribute of a special file left out");
+            continue;
+        }
+        let set = attributes::set_xattr(&place, name, attribute, value);
+        tolerated(attribute, set).map_err(|errno| WalkError::System(XATTRS, errno))?;
+    }
+    Ok(())
 }
 
 /// The kernel calls an owner that our user namespace doesn't have an invalid argument.

@@ -405,6 +405,10 @@ fn entries_that_leave_the_root_or_make_no_sense_are_the_authors_fault_and_leave_
                 .file("x", b""),
             "its path has more than 256 names",
         ),
+        (
+            Tar::default().symlink("x", ""),
+            "it is a symbolic link to nothing",
+        ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let error = unpack(folder.path(), "layer", &tar.gzip()).unwrap_err();
@@ -742,6 +746,73 @@ fn what_can_have_no_content_has_none_whatever_its_size_says() {
         assert!(lowers[0].join("seen").exists(), "{kind:?}");
         assert!(lowers[0].join(name).symlink_metadata().is_ok(), "{kind:?}");
     }
+}
+
+#[test]
+fn whose_fault_a_refusal_of_the_kernel_is_is_told_by_what_was_done() {
+    let write = |operation, errno| UnpackError::Write {
+        operation,
+        path: PathBuf::from("f"),
+        source: io::Error::from_raw_os_error(errno),
+    };
+    for (operation, errno, class) in [
+        ("write", libc::ENOSPC, Class::Transient),
+        ("write", libc::EDQUOT, Class::Transient),
+        ("write", libc::EIO, Class::Transient),
+        ("create", libc::EMFILE, Class::Transient),
+        ("create", libc::ENAMETOOLONG, Class::CONTENT),
+        ("create", libc::EINVAL, Class::CONTENT),
+        ("create", libc::EACCES, Class::INTERNAL),
+        (XATTRS, libc::ENOSPC, Class::CONTENT),
+        (XATTRS, libc::EOPNOTSUPP, Class::CONTENT),
+        (XATTRS, libc::EPERM, Class::CONTENT),
+        (XATTRS, libc::EIO, Class::Transient),
+    ] {
+        let error = write(operation, errno);
+        assert_eq!(error.class(), class, "{operation}: {errno}");
+    }
+}
+
+#[test]
+fn attributes_that_a_kind_of_file_cannot_have_are_left_out_and_impossible_ones_are_the_authors() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let user = |tar: Tar| tar.pax(&[("SCHILY.xattr.user.x", b"v")]);
+    let tar = user(user(Tar::default()).symlink("s", "x")).raw(
+        EntryType::Fifo,
+        b"p",
+        b"",
+        0o600,
+        (0, 0),
+        b"",
+    );
+    let lowers = stack(folder.path(), vec![tar]).unwrap();
+    assert!(lowers[0].join("p").symlink_metadata().is_ok());
+    let large = vec![b'v'; 60_000];
+    for (name, value) in [
+        ("SCHILY.xattr.nonsense.x", &b"v"[..]),
+        ("SCHILY.xattr.security.capability", b"v"),
+        ("SCHILY.xattr.user.large", &large),
+    ] {
+        let tar = Tar::default().pax(&[(name, value)]).file("f", b"f");
+        match unpack(folder.path(), "layer", &tar.gzip()) {
+            // Some file systems have room for it.
+            Ok(_) => assert_eq!(value.len(), large.len()),
+            Err(error) => {
+                let told = error.to_string();
+                assert_eq!(told, "set the extended attributes of f", "{name}");
+                assert_eq!(error.class(), Class::CONTENT, "{name}");
+            }
+        }
+    }
+    let long = "n".repeat(300);
+    let tar = Tar::default()
+        .pax(&[("path", long.as_bytes())])
+        .file("f", b"f");
+    let error = unpack(folder.path(), "long", &tar.gzip()).unwrap_err();
+    assert_eq!(error.class(), Class::CONTENT, "{error:?}");
 }
 
 #[test]
