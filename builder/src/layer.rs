@@ -21,6 +21,7 @@ use std::thread;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Class, Classify};
 use crate::image::{LAYER_MEDIA_TYPE, LAYER_ZSTD_MEDIA_TYPE};
+use crate::root::DEEPEST;
 use header::{Entry, Kind};
 use walk::{Found, Place};
 
@@ -132,6 +133,12 @@ pub enum LayerError {
         /// Why not.
         source: io::Error,
     },
+    /// Folders in folders in folders.
+    #[error("{} is more than {DEEPEST} folders deep, which no image may have", path.display())]
+    TooDeep {
+        /// Inside the image.
+        path: PathBuf,
+    },
     /// A file became shorter while it was read.
     #[error("{} ended early while it was read for the layer", path.display())]
     Truncated {
@@ -148,6 +155,7 @@ impl Classify for LayerError {
         match self {
             // A failing disk of this node; another attempt may land on another node.
             Self::Read { .. } | Self::Write(_) => Class::Transient,
+            Self::TooDeep { .. } => Class::CONTENT,
             // Nothing may write to a finished stage.
             Self::Truncated { .. } => Class::INTERNAL,
         }

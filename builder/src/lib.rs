@@ -34,6 +34,7 @@ pub mod ignore;
 pub mod image;
 pub mod layer;
 pub mod layout;
+pub mod open_files;
 pub mod ostree;
 pub mod overlay;
 pub mod pipeline;

@@ -21,6 +21,10 @@ fn main() -> ExitCode {
     if let Some(status) = strata_builder::sandbox::internal_main() {
         return ExitCode::from(status);
     }
+    if let Err(error) = strata_builder::open_files::allow_most() {
+        // What needs more will say so.
+        tracing::debug!(%error, "the limit of open files stays");
+    }
     let program = match arguments::Program::try_parse() {
         Ok(program) => program,
         // help and version, asked for, are no error

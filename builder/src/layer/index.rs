@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::LayerError;
 use super::before::{Looks, open_file};
-use super::walk::{DIRECTORY, is_whiteout, names, read_failed};
+use super::walk::{DIRECTORY, is_whiteout, names, not_too_deep, read_failed};
 use super::xattrs::Xattrs;
 use crate::attributes;
 use crate::digest::{Digest, Hashing};
@@ -189,6 +189,7 @@ impl Making<'_> {
         before: Option<&Node>,
         path: &mut PathBuf,
     ) -> Result<Children, LayerError> {
+        not_too_deep(path)?;
         let mut children = Vec::new();
         for name in names(directory.as_fd()).map_err(|e| failed(path, e))? {
             path.push(OsStr::from_bytes(&name));

@@ -334,6 +334,56 @@ fn names_that_are_no_text_and_a_thousand_bytes_long_paths_are_kept() {
     assert_eq!(*last.path_bytes(), [deep.as_bytes(), b"/\xff\xfe"].concat());
 }
 
+/// A chain of folders called `d` below `top`, deeper than a path can name; made and entered one by one.
+fn deep_folders(top: &Path, depth: usize) {
+    let flags = DIRECTORY_FLAGS;
+    let mut here = rustix::fs::open(top, flags, Mode::empty()).unwrap();
+    for _ in 0..depth {
+        rustix::fs::mkdirat(&here, "d", Mode::from_raw_mode(0o755)).unwrap();
+        here = rustix::fs::openat(&here, "d", flags, Mode::empty()).unwrap();
+    }
+}
+
+const DIRECTORY_FLAGS: rustix::fs::OFlags =
+    rustix::fs::OFlags::RDONLY.union(rustix::fs::OFlags::DIRECTORY);
+
+#[test]
+fn a_tree_as_deep_as_may_be_becomes_a_layer_and_a_deeper_one_is_its_makers_fault() {
+    for (depth, is_fine) in [(DEEPEST, true), (DEEPEST + 1, false), (8000, false)] {
+        let tree = Tree::new();
+        tree.directory("lower");
+        let upper = tree.directory("upper");
+        deep_folders(&upper, depth);
+        let written = write_layer(
+            &tree.changes(&["lower"]),
+            LayerOptions::default(),
+            Vec::new(),
+        );
+        let indexed = index::Index::of(&upper, index::Known::Nothing);
+        let empty = index::Index::of(&tree.path("lower"), index::Known::Nothing).unwrap();
+        let changed = walk::changes(&upper, &empty);
+        let all = [
+            written.map(|(layer, _)| layer.entries),
+            indexed.map(|_| depth as u64),
+            changed.map(|found| found.len() as u64),
+        ];
+        for result in all {
+            match result {
+                Ok(entries) => assert_eq!((is_fine, entries), (true, depth as u64)),
+                Err(error) => {
+                    assert!(!is_fine, "{error}");
+                    assert_eq!(error.class(), Class::CONTENT);
+                    let path = "d/".repeat(DEEPEST + 1);
+                    let told = format!("{} is more than 256 folders deep", &path[..513]);
+                    assert!(error.to_string().starts_with(&told), "{error}");
+                }
+            }
+        }
+        let removed = Command::new("rm").arg("-r").arg(&upper).status().unwrap();
+        assert!(removed.success());
+    }
+}
+
 #[test]
 fn compressions_are_gzip_and_zstd_with_a_level() {
     assert_eq!("gzip".parse(), Ok(Compression::default()));

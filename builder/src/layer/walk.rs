@@ -21,6 +21,7 @@ use super::header::{Entry, Kind};
 use super::index::Index;
 use super::xattrs::Xattrs;
 use crate::attributes;
+use crate::root::DEEPEST;
 
 /// Takes the entries, with the place of a file's content: a directory and a path in it.
 pub trait Entries {
@@ -169,6 +170,7 @@ impl Walk<'_> {
         whole: bool,
         path: &[u8],
     ) -> Result<(), LayerError> {
+        not_too_deep(Path::new(OsStr::from_bytes(path)))?;
         let failed = |errno| read_failed(path, errno);
         let present = names(directory.as_fd()).map_err(failed)?;
         let mut names = present.clone();
@@ -310,6 +312,16 @@ impl Found {
 
 pub(super) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// Each level takes a descriptor and some of the stack of whoever walks down.
+pub(super) fn not_too_deep(path: &Path) -> Result<(), LayerError> {
+    match path.iter().nth(DEEPEST) {
+        None => Ok(()),
+        Some(_) => Err(LayerError::TooDeep {
+            path: path.iter().collect(),
+        }),
+    }
 }
 
 /// A path inside the layer, for a message.

@@ -124,6 +124,7 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
         mounts: spec.mounts.clone(),
         files: spec.files.clone(),
         own_network: spec.network == crate::containerfile::Network::None,
+        open_files: crate::open_files::found(),
         stdin: spec.stdin.clone(),
     };
     let mount_points = MountPoints::make(&root, &wanted_mount_points(spec)?)?;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::enter::{die_with, make_mounts_private};
 use super::{MountSpec, kernel, mounts, privileges};
+use crate::open_files;
 
 /// The first argument that starts this program as a step's process.
 pub(super) const INTERNAL_RUN_STEP: &str = "internal-run-step";
@@ -43,6 +44,8 @@ pub(super) struct StepOrder {
     pub mounts: Vec<MountSpec>,
     pub files: Vec<(PathBuf, Vec<u8>)>,
     pub own_network: bool,
+    /// How many it may have, if that isn't what we may.
+    pub open_files: Option<u64>,
     pub stdin: Option<Vec<u8>>,
 }
 
@@ -205,7 +208,7 @@ fn first_process(
 
 /// Everything between the fork and the exec; returns only what went wrong.
 fn become_command(order: &StepOrder, stdin: &OwnedFd) -> StepReport {
-    if let Err(failed) = take_session(stdin) {
+    if let Err(failed) = take_session(order, stdin) {
         return failed.into();
     }
     match enter_workdir(&order.workdir) {
@@ -269,13 +272,16 @@ fn candidates(program: &str, path: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn take_session(stdin: &OwnedFd) -> Result<(), Failed> {
+fn take_session(order: &StepOrder, stdin: &OwnedFd) -> Result<(), Failed> {
     kernel::reset_signals();
     rustix::process::setsid().doing(|| "start a session".to_owned())?;
     rustix::stdio::dup2_stdin(stdin).doing(|| "set standard input".to_owned())?;
     rustix::stdio::dup2_stderr(io::stdout()).doing(|| "set standard error".to_owned())?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    Ok(())
+    match order.open_files {
+        Some(found) => open_files::limit_to(found).doing(|| "limit the open files".to_owned()),
+        None => Ok(()),
+    }
 }
 
 /// The links of /proc that are no paths lead out of the root: to what a process has open, or where another one is. With the capabilities that we still hold, we could follow them.
