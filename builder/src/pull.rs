@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! reference ─► manifest (by digest) ─► configuration          resolve
-//! socket ─► sha256 ─► inflate ─► one folder per layer          unpack_image, several layers at once, biggest first
+//! socket ─► sha256 ─► inflate ─► sha256 ─► one folder per layer          unpack_image, several layers at once, biggest first
 //! ```
 //!
 //! No blob is stored: each layer's bytes go through a short channel into the thread that unpacks it.
@@ -255,13 +255,21 @@ pub async fn unpack_layers(
         let (store, slots, layer) = (image.store.clone(), slots.clone(), layer.clone());
         // An image may have the same layer twice.
         let directory = layer_directory(scratch, index, layer.digest);
+        let diff_id = image.config.rootfs.diff_ids.get(index).copied();
         let image = image.digest;
         let transfer = transfer.clone();
         running.spawn(async move {
             // Closed only with the set that waits for us.
             let _slot = slots.acquire_owned().await;
-            let unpacked =
-                stream_layer(&store, &layer, directory, marks, image, (feeder, &transfer)).await?;
+            let into = (directory, marks);
+            let unpacked = stream_layer(
+                &store,
+                (layer.digest, diff_id),
+                into,
+                image,
+                (feeder, &transfer),
+            )
+            .await?;
             Ok::<_, PullError>((index, unpacked))
         });
     }
@@ -279,18 +287,16 @@ pub async fn unpack_layers(
 
 async fn stream_layer(
     store: &Store,
-    layer: &Descriptor,
-    directory: PathBuf,
-    marks: XattrPrefix,
+    (digest, diff_id): (Digest, Option<Digest>),
+    (directory, marks): (PathBuf, XattrPrefix),
     image: Digest,
     (mut feeder, fetched): (Option<Feeder>, &Transfer),
 ) -> Result<UnpackedLayer, PullError> {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
-    let digest = layer.digest;
     let thread = tokio::task::spawn_blocking(move || {
         unpack_layer(
             Pieces::new(receiver),
-            digest,
+            (digest, diff_id),
             &directory,
             marks,
             DEFAULT_LIMITS,

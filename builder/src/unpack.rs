@@ -1,7 +1,7 @@
 //! How does a layer's tar become a directory that overlayfs takes as a lower one?
 //!
 //! ```text
-//! compressed bytes ─► sha256 ─► inflate ─► entries ─► NAME.tmp/ ─► (digest right?) ─► NAME/ ─► settle over the lower layers
+//! compressed bytes ─► sha256 ─► inflate ─► sha256 ─► entries ─► NAME.tmp/ ─► (both digests right?) ─► NAME/ ─► settle over the lower layers
 //! ```
 //!
 //! * Each layer gets a directory of its own, so layers unpack at the same time. What a tar says about lower layers (hard links into
@@ -10,7 +10,7 @@
 //!   the layer are followed as a process inside the root would ([`tree`]).
 //! * A whiteout becomes a character device 0/0, an opaque mark an extended attribute, as overlayfs has them (or what [`XattrPrefix::Own`] says). Marks that a tar itself
 //!   brings along as `*.overlay.*` attributes are dropped: they could redirect a folder.
-//! * A layer whose digest is wrong never gets its name.
+//! * A layer whose digest or diff ID is wrong never gets its name.
 //!
 //! Left out: sparse files (no builder writes them into layers), and devices and `trusted.` attributes where the kernel refuses them
 //! to us: the base's own layers are pushed byte for byte, so nothing is lost from the image.
@@ -74,6 +74,16 @@ pub enum UnpackError {
         /// Asked for.
         layer: Digest,
         /// Came.
+        got: Digest,
+    },
+    /// The tar is another one than the image's configuration says.
+    #[error("the layer {layer} unpacks to {got}, but the image's configuration says {diff_id}")]
+    WrongDiffId {
+        /// The blob.
+        layer: Digest,
+        /// In the configuration.
+        diff_id: Digest,
+        /// Of the tar.
         got: Digest,
     },
     /// Neither gzip nor zstd nor a bare tar: layers of images are not compressed otherwise.
@@ -142,7 +152,10 @@ impl Classify for UnpackError {
             Self::Owner { .. } => Class::RIGHTS,
             // A proxy that cut or spoiled a body may do better next time.
             Self::WrongDigest { .. } => Class::Transient,
-            Self::Compression { .. } | Self::TooLarge { .. } | Self::Entry { .. } => Class::CONTENT,
+            Self::WrongDiffId { .. }
+            | Self::Compression { .. }
+            | Self::TooLarge { .. }
+            | Self::Entry { .. } => Class::CONTENT,
             Self::Write {
                 operation, source, ..
             } => of_write(operation, source),
@@ -183,13 +196,14 @@ pub struct UnpackedLayer {
     times: BTreeMap<PathBuf, Timestamps>,
 }
 
-/// Unpacks the layer `digest` from `blob` (its bytes as they are in the registry) into the new folder `directory`. On failure nothing of that name exists.
+/// Unpacks the layer `digest` from `blob` (its bytes as they are in the registry) into the new folder `directory`. On failure nothing of that name exists. With a
+/// `diff_id`, the tar must have it: whatever scans or signs an image may go by it.
 ///
 /// # Errors
 /// User: no tar, or one with entries that leave its root. Transient: the transfer, the disk.
 pub fn unpack_layer(
     blob: impl Read,
-    digest: Digest,
+    (digest, diff_id): (Digest, Option<Digest>),
     directory: &Path,
     marks: XattrPrefix,
     limits: Limits,
@@ -197,11 +211,12 @@ pub fn unpack_layer(
     let mut partial = directory.as_os_str().to_owned();
     partial.push(".tmp");
     let partial = PathBuf::from(partial);
-    let unpacked = unpack_into(blob, digest, &partial, marks, limits).and_then(|mut layer| {
-        fs::rename(&partial, directory).map_err(write("rename", &partial))?;
-        layer.directory = directory.to_owned();
-        Ok(layer)
-    });
+    let unpacked =
+        unpack_into(blob, (digest, diff_id), &partial, marks, limits).and_then(|mut layer| {
+            fs::rename(&partial, directory).map_err(write("rename", &partial))?;
+            layer.directory = directory.to_owned();
+            Ok(layer)
+        });
     if unpacked.is_err()
         && let Err(error) = fs::remove_dir_all(&partial)
     {
@@ -213,7 +228,7 @@ pub fn unpack_layer(
 
 fn unpack_into(
     blob: impl Read,
-    digest: Digest,
+    (digest, diff_id): (Digest, Option<Digest>),
     directory: &Path,
     marks: XattrPrefix,
     limits: Limits,
@@ -242,16 +257,19 @@ fn unpack_into(
     };
     let mut blob = BufReader::with_capacity(256 << 10, Hashing::new(blob));
     let start = blob.fill_buf().map_err(|error| tar(error.into()))?;
-    let mut blob = match start {
+    let (mut blob, tar_digest) = match start {
         [0x1f, 0x8b, ..] => {
-            let inflated = BufReader::with_capacity(256 << 10, MultiGzDecoder::new(blob));
-            unpacker.unpack(inflated)?.into_inner().into_inner()
+            let inflated = Hashing::new(MultiGzDecoder::new(blob));
+            let inflated = BufReader::with_capacity(256 << 10, inflated);
+            let (decoder, tar_digest, _) = unpacker.unpack(inflated)?.into_inner().finish();
+            (decoder.into_inner(), Some(tar_digest))
         }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             let decoder = ZstdReader::new(blob, LARGEST_LAYER_WINDOW);
             let decoder = decoder.map_err(|error| tar(error.into()))?;
-            let inflated = BufReader::with_capacity(256 << 10, decoder);
-            unpacker.unpack(inflated)?.into_inner().into_inner()
+            let inflated = BufReader::with_capacity(256 << 10, Hashing::new(decoder));
+            let (decoder, tar_digest, _) = unpacker.unpack(inflated)?.into_inner().finish();
+            (decoder.into_inner(), Some(tar_digest))
         }
         [b'B', b'Z', b'h', ..] => {
             return Err(UnpackError::Compression {
@@ -265,7 +283,7 @@ fn unpack_into(
                 compression: "xz",
             });
         }
-        _ => unpacker.unpack(blob)?,
+        _ => (unpacker.unpack(blob)?, None),
     };
     // The digest is of all bytes, those after the archive's end too.
     io::copy(&mut blob, &mut io::sink()).map_err(|error| tar(error.into()))?;
@@ -273,7 +291,16 @@ fn unpack_into(
     if got != digest {
         return Err(UnpackError::WrongDigest { layer: digest, got });
     }
-    Ok(unpacker.finish())
+    // What isn't compressed is the tar itself.
+    let got = tar_digest.unwrap_or(digest);
+    match diff_id {
+        Some(diff_id) if diff_id != got => Err(UnpackError::WrongDiffId {
+            layer: digest,
+            diff_id,
+            got,
+        }),
+        Some(_) | None => Ok(unpacker.finish()),
+    }
 }
 
 fn open_root(directory: &Path) -> Result<OwnedFd, UnpackError> {

@@ -13,6 +13,7 @@ use strata_fuzz::{Place, archive};
 const LIMITS: Limits = Limits {
     bytes: 1 << 20,
     entries: 1000,
+    path_bytes: 1 << 20,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -25,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     symlink("../../../outside", below.join("up")).expect("a link");
     let layer = unpack_layer(
         blob.as_slice(),
-        Digest::of(&blob),
+        (Digest::of(&blob), None),
         &place.path("layer"),
         XattrPrefix::User,
         LIMITS,

@@ -116,7 +116,7 @@ impl Tar {
 fn unpack(folder: &Path, name: &str, blob: &[u8]) -> Result<UnpackedLayer, UnpackError> {
     unpack_layer(
         blob,
-        Digest::of(blob),
+        (Digest::of(blob), None),
         &folder.join(name),
         MARKS,
         DEFAULT_LIMITS,
@@ -488,7 +488,7 @@ fn a_layer_with_another_digest_gets_no_name() {
     blob.extend_from_slice(&[0; 16]);
     let error = unpack_layer(
         &blob[..],
-        digest,
+        (digest, None),
         &folder.path().join("layer"),
         MARKS,
         DEFAULT_LIMITS,
@@ -496,6 +496,40 @@ fn a_layer_with_another_digest_gets_no_name() {
     .unwrap_err();
     assert!(error.class() != Class::INTERNAL, "{error:?}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_layer_with_another_diff_id_is_told_with_both_and_gets_no_name() {
+    if !is_root() {
+        return;
+    }
+    let mut bare = Tar::default().file("file", b"content").0;
+    bare.resize(bare.len() + 1024, 0);
+    // What follows the archive's end belongs to the diff ID, too.
+    bare.resize(bare.len() + (1 << 20), 0);
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&bare).unwrap();
+    let zstd = zstd::encode_all(&bare[..], 1).unwrap();
+    let (right, wrong) = (Digest::of(&bare), Digest::of(b"other"));
+    for blob in [gzip.finish().unwrap(), zstd, bare] {
+        let folder = tempfile::tempdir().unwrap();
+        let layer = Digest::of(&blob);
+        let unpack = |diff_id| {
+            let directory = folder.path().join("layer");
+            let digests = (layer, Some(diff_id));
+            unpack_layer(&blob[..], digests, &directory, MARKS, DEFAULT_LIMITS)
+        };
+        let error = unpack(wrong).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the layer {layer} unpacks to {right}, but the image's configuration says {wrong}"
+            )
+        );
+        assert_eq!(error.class(), Class::CONTENT);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        unpack(right).unwrap();
+    }
 }
 
 #[test]
@@ -542,7 +576,7 @@ fn a_layer_larger_than_its_limits_is_stopped() {
     ] {
         let error = unpack_layer(
             &blob[..],
-            Digest::of(&blob),
+            (Digest::of(&blob), None),
             &folder.path().join("l"),
             MARKS,
             limits,
@@ -566,7 +600,7 @@ fn many_small_headers_of_one_entry_are_as_limited_as_a_large_one() {
     let blob = tar.file("f", b"").gzip();
     let unpacked = unpack_layer(
         &blob[..],
-        Digest::of(&blob),
+        (Digest::of(&blob), None),
         &folder.path().join("l"),
         MARKS,
         DEFAULT_LIMITS,
@@ -590,7 +624,7 @@ fn what_is_skipped_counts_towards_the_limit() {
     };
     let unpacked = unpack_layer(
         &blob[..],
-        Digest::of(&blob),
+        (Digest::of(&blob), None),
         &folder.path().join("l"),
         MARKS,
         limits,
