@@ -20,6 +20,7 @@ use common::{Built, Workshop, can_build};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use strata_builder::digest::Digest;
 use tar::{EntryType, Header};
@@ -393,6 +394,36 @@ fn documents_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_layer_is_what_the_configuration_says() {
+    if !can_build("a_layer_is_what_the_configuration_says") {
+        return;
+    }
+    let scene = Scene::new();
+    let plain = |name| tar(&[Entry(EntryType::Regular, name, "", 0o644, b"x")]);
+    let mut config = Value::Null;
+    let told = scene.workshop.path("told");
+    layout(&told, &plain("told"), |manifest| {
+        config = manifest["config"].clone();
+    });
+    let folder = scene.workshop.path("evil");
+    let context = layout(&folder, &plain("shown"), |manifest| {
+        manifest["config"] = config.clone();
+    });
+    let digest = config["digest"].as_str().unwrap();
+    let blob = format!("blobs/sha256/{}", &digest["sha256:".len()..]);
+    fs::copy(told.join(&blob), folder.join(&blob)).unwrap();
+    let text = "FROM evil\nCOPY --from=base /bin/busybox /bin/sh\nRUN true\n";
+    for tier in ["auto", "root-flat"] {
+        let more = ["--build-context", &context, "--tier", tier];
+        let built = scene.build(text, &more);
+        assert_eq!(built.status, CONTENT, "{}", built.stderr);
+        let (right, wrong) = (Digest::of(&plain("shown")), Digest::of(&plain("told")));
+        let why = format!("unpacks to {right}, but the image's configuration says {wrong}");
+        assert!(built.stderr.contains(&why), "{}", built.stderr);
+    }
+}
+
+#[test]
 fn no_source_destination_or_mount_leads_out_of_its_root() {
     if !can_build("no_source_destination_or_mount_leads_out_of_its_root") {
         return;
@@ -630,4 +661,42 @@ fn a_file_without_end_costs_little_and_is_refused_or_built() {
         let peak = report["peakRssBytes"].as_u64().unwrap();
         assert!(peak < 256 << 20, "{name}: {peak} bytes");
     }
+}
+
+#[test]
+fn a_tree_without_end_is_its_authors_fault_however_few_files_may_be_open() {
+    if !can_build("a_tree_without_end_is_its_authors_fault_however_few_files_may_be_open") {
+        return;
+    }
+    let scene = Scene::new();
+    let few = Rlimit {
+        current: Some(512),
+        ..getrlimit(Resource::Nofile)
+    };
+    setrlimit(Resource::Nofile, few).unwrap();
+    let deep = |depth| "d/".repeat(depth);
+    let context = scene.workshop.path("context");
+    fs::create_dir_all(context.join("c").join(deep(300))).unwrap();
+    for (text, status) in [
+        (format!("FROM base\nRUN mkdir -p /{}\n", deep(250)), 0),
+        (
+            format!("FROM base\nRUN mkdir -p /{}\n", deep(1500)),
+            CONTENT,
+        ),
+        (
+            format!("FROM base\nWORKDIR /{}\nRUN true\n", deep(1500)),
+            CONTENT,
+        ),
+        ("FROM base\nCOPY c /x\n".to_owned(), CONTENT),
+    ] {
+        for tier in ["auto", "root-flat"] {
+            let built = scene.build(&text, &["--tier", tier]);
+            assert_eq!(built.status, status, "{text}: {}", built.stderr);
+            let is_told = built.stderr.contains("is more than 256 folders deep");
+            assert_eq!(is_told, status == CONTENT, "{text}: {}", built.stderr);
+        }
+    }
+    // A step is given what the builder was, not what it has taken.
+    let built = scene.build("FROM base\nRUN ulimit -Sn\n", &[]).ok();
+    assert_eq!(built.output(), ["512"]);
 }
