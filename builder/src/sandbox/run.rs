@@ -6,7 +6,7 @@
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -100,7 +100,9 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
     let root = Root::open(spec.root)?;
     let user = root.user(spec.user)?;
     let workdir = PathBuf::from(spec.workdir);
-    if root.file_type(&root.canonical(&workdir)?)? != Some(rustix::fs::FileType::Directory) {
+    // of `/a/../b` only `/b` need exist
+    let canonical = root.canonical(&workdir)?;
+    if root.file_type(&canonical)? != Some(rustix::fs::FileType::Directory) {
         return Err(RunError::NoWorkdir(workdir));
     }
     let mut environment = spec.env.clone();
@@ -117,7 +119,7 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
         scratch: scratch.path().to_owned(),
         argv: spec.argv.clone(),
         environment,
-        workdir,
+        workdir: Path::new("/").join(canonical),
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
@@ -142,7 +144,7 @@ pub fn run(spec: &RunSpec<'_>, output: &mut dyn FnMut(&str)) -> Result<ExitStatu
             program,
             source: io::Error::from_raw_os_error(errno),
         }),
-        Ended::Reported(StepReport::NoWorkdir) => Err(RunError::NoWorkdir(order.workdir)),
+        Ended::Reported(StepReport::NoWorkdir) => Err(RunError::NoWorkdir(workdir)),
         Ended::Reported(StepReport::PrepareFailed { operation, errno }) => Err(RunError::Prepare {
             operation,
             source: io::Error::from_raw_os_error(errno),

@@ -258,7 +258,7 @@ fn a_step_has_the_container_default_capabilities_and_no_more() {
 fn a_user_has_its_groups_home_and_working_directory() {
     let stage = stage();
     let mut spec = stage.spec("id -u; id -g; id -G; echo $HOME; pwd; umask");
-    (spec.user, spec.workdir) = ("ann", "/data");
+    (spec.user, spec.workdir) = ("ann", "/none/here/../../data");
     assert_eq!(
         go(&spec),
         (
