@@ -350,7 +350,8 @@ fn job_seen(observed: &Observed, job: &JobSeen, now: Timestamp) -> Plan {
             match starting {
                 // no watch tells why its node doesn't start it
                 Some(_) => plan.again_after(LOOK_FOR_POD),
-                None => plan,
+                // should the event of its end be lost
+                None => plan.again_after(LOOK_AGAIN),
             }
         }
         Some(JobOutcome::Complete { report }) => complete(observed, report.as_ref(), now),
