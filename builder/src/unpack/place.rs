@@ -16,13 +16,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::entries::{Bounded, Entry, EntryReader, Kind};
-use super::tree::{Folder, Tree, WalkError, is_whiteout, names, open_folder};
+use super::tree::{Folder, Tree, WHITEOUT, WalkError, is_whiteout, names, open_folder};
 use super::{Limits, UnpackError, UnpackedLayer, XATTRS};
 use crate::attributes;
 use crate::digest::Digest;
 
-/// `.wh.NAME` hides NAME of the lower layers.
-const WHITEOUT: &[u8] = b".wh.";
 /// `.wh..wh.` starts the names of AUFS' own files; of these only the opaque mark means something.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";

@@ -23,8 +23,13 @@ use crate::root::DEEPEST;
 /// As many as the kernel follows in one path.
 const MOST_LINKS: usize = 40;
 
+/// `.wh.NAME` hides NAME of the lower layers.
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+
 /// What a program could open by name.
 const LONGEST_PATH_BYTES: usize = 4096;
+/// Of any file system on Linux.
+const LONGEST_NAME_BYTES: usize = 255;
 
 /// A folder within the root.
 #[derive(Clone, Debug)]
@@ -74,6 +79,9 @@ pub(super) fn names(path: &[u8]) -> Result<Vec<OsString>, &'static str> {
                     return Err("it leaves the root");
                 }
             }
+            Component::Normal(name) if own_name(name).len() > LONGEST_NAME_BYTES => {
+                return Err("its path has a name longer than 255 bytes");
+            }
             Component::Normal(name) => names.push(name.to_owned()),
         }
         if names.len() > DEEPEST {
@@ -81,6 +89,12 @@ pub(super) fn names(path: &[u8]) -> Result<Vec<OsString>, &'static str> {
         }
     }
     Ok(names)
+}
+
+/// Without what makes a whiteout of it, which never gets onto the disk.
+fn own_name(name: &OsStr) -> &[u8] {
+    let name = name.as_bytes();
+    name.strip_prefix(WHITEOUT).unwrap_or(name)
 }
 
 impl Tree {
