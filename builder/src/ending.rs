@@ -137,8 +137,8 @@ impl Ending {
             // Nobody waits for it any more.
             let _late = done.send(());
         });
-        let is_done = is_done.recv_timeout(LAST_TRY);
-        tracing::debug!(?is_done, "this build does not end by itself");
+        // Done or not: nothing more is waited for, not even to say so.
+        let _done = is_done.recv_timeout(LAST_TRY);
         let told = self.code.get().copied().or(signals::exit_code(by));
         std::process::exit(told.unwrap_or(Class::Transient.exit_code()).into())
     }
