@@ -20,11 +20,13 @@ fn variable(name: &str) -> Option<PathBuf> {
     value.map(PathBuf::from)
 }
 
-/// The user's own files of that kind of program.
+/// The user's own files of that kind of program. The home of another user, which `su` may leave in `HOME`, has none of them.
 fn own_folder() -> Option<PathBuf> {
     let configuration =
-        variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")));
-    configuration.map(|folder| folder.join("containers"))
+        variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")))?;
+    let folder = configuration.join("containers");
+    let is_closed = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    (!fs::metadata(&folder).is_err_and(is_closed)).then_some(folder)
 }
 
 /// What it means that a file is there and this user may not read it.

@@ -173,12 +173,17 @@ fn a_file_that_forbids_something_and_cannot_be_read_is_an_error() {
         ("registries.conf.d/x.conf", 77),
         // without it less is possible
         ("auth.json", 0),
+        // the last one, as it closes what is above: another user's home
+        ("../policy.json", 0),
     ] {
         let path = containers.join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, "").unwrap();
-        let nobodys = std::os::unix::fs::PermissionsExt::from_mode(0o000);
-        std::fs::set_permissions(&path, nobodys).unwrap();
+        let nobodys: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+        std::fs::set_permissions(&path, nobodys.clone()).unwrap();
+        if file.starts_with("..") {
+            std::fs::set_permissions(&home, nobodys).unwrap();
+        }
         let out = workshop.path("out").join(file.replace('/', "-"));
         let output = std::process::Command::new(&program)
             .args(["build", "--tier", "copy", "--containerfile"])
