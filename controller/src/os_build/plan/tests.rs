@@ -928,7 +928,7 @@ fn a_status_that_says_it_already_is_not_written_again() {
 }
 
 #[test]
-fn a_pod_that_is_not_started_is_looked_at_again_though_no_watch_tells_why() {
+fn a_pod_that_is_not_started_is_looked_at_again_sooner_than_one_that_runs() {
     let requeue = |starting| {
         let progress = Some("its node can't start its pod: no".to_owned());
         let observed = Observed {
@@ -938,7 +938,7 @@ fn a_pod_that_is_not_started_is_looked_at_again_though_no_watch_tells_why() {
         plan(&observed, now()).requeue
     };
     assert_eq!(requeue(Some(Box::default())), Requeue::After(LOOK_FOR_POD));
-    assert_eq!(requeue(None), Requeue::OnChange);
+    assert_eq!(requeue(None), Requeue::After(LOOK_AGAIN));
 }
 
 #[test]
