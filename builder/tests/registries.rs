@@ -156,7 +156,7 @@ fn a_file_that_forbids_something_and_cannot_be_read_is_an_error() {
         std::fs::set_permissions(path, everybody).unwrap();
     };
     let program = workshop.path("program");
-    std::fs::copy(env!("CARGO_BIN_EXE_strata-builder"), &program).unwrap();
+    common::copy_program(env!("CARGO_BIN_EXE_strata-builder"), &program);
     std::fs::write(workshop.path("Containerfile"), "FROM scratch\nCOPY . /\n").unwrap();
     workshop.file("f", "f");
     let home = workshop.path("home");

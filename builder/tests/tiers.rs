@@ -164,7 +164,7 @@ fn as_ordinary_user(workshop: &Workshop, command: &Command, place: Place) -> Com
     if place == Place::Pod && !tools.exists() {
         fs::create_dir_all(&tools).unwrap();
         let tool = tools.join("newuidmap");
-        fs::copy(command.get_program(), &tool).unwrap();
+        common::copy_program(command.get_program(), &tool);
         fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
         // Version 2, permitted and effective: CAP_SETGID and CAP_SETUID.
         let mut value = [0_u8; 20];

@@ -487,7 +487,7 @@ async fn delete_image(
         // nothing needs a note, so nobody is told of it
         let tag = image.tag.as_deref().unwrap_or_default();
         let is_ours = |origin: &Origin| origin.build_uid == root.uid;
-        return remove_note(&registry, &image.repository, tag, is_ours).await;
+        return remove_note(context, &registry, &image.repository, tag, is_ours).await;
     };
     let doomed = Doomed {
         repository: &image.repository,

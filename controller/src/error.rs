@@ -4,8 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use strata_builder::error::{Class, Classify, chain};
-use strata_builder::registry::RegistryError;
 
+use crate::apply::image::DeleteError;
 use crate::ledger::LedgerError;
 use crate::registries::RegistriesError;
 
@@ -58,7 +58,7 @@ pub enum Error {
         image: String,
         /// Why.
         #[source]
-        source: RegistryError,
+        source: DeleteError,
     },
     /// Something has begun to use an image since it was seen to be unneeded.
     #[error("delete {image}: {used} by now")]

@@ -39,6 +39,7 @@ pub mod hand_back;
 #[cfg(test)]
 mod histories;
 pub mod holdings;
+pub mod image_streams;
 pub mod inputs;
 pub mod inventory;
 pub mod job;

@@ -14,7 +14,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use strata_builder::error::chain;
-use strata_builder::reference::Reference;
+use strata_builder::reference::{Reference, Repository};
 
 use crate::api::{
     CONTROLLER_CONFIG_NAME, ControllerConfig, MachineConfig, MachineConfigPool, MachineOSBuild,
@@ -24,6 +24,7 @@ use crate::cache::Cache;
 use crate::context::Context;
 use crate::decoded::{Decoded, Undecodable};
 use crate::error::{Error, code, within};
+use crate::image_streams::ImageStream;
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
 use crate::ledger::{AtWork, Entry, Removing};
@@ -47,6 +48,9 @@ const USERS_LIMIT: Duration = Duration::from_secs(40);
 pub trait Needs: Sync {
     /// What images say that are built here; none if the cluster can't be told.
     fn cluster(&self) -> Option<&str>;
+
+    /// What keeps the images of `repository`, if that is in OpenShift's own registry.
+    fn image_stream(&self, repository: &Repository) -> impl Read<Option<ImageStream>>;
 
     /// All that can name an image.
     fn users(&self) -> impl Read<Users>;
@@ -171,6 +175,14 @@ impl<T, F: Future<Output = Result<T, Error>> + Send> Read<T> for F {}
 impl Needs for Context {
     fn cluster(&self) -> Option<&str> {
         self.cluster.as_deref()
+    }
+
+    async fn image_stream(&self, repository: &Repository) -> Result<Option<ImageStream>, Error> {
+        let found = ImageStream::of(&self.client, repository).await;
+        found.map_err(|source| Error::Read {
+            object: "images.config.openshift.io cluster".to_owned(),
+            source,
+        })
     }
 
     async fn users(&self) -> Result<Users, Error> {

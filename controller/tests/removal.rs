@@ -10,22 +10,26 @@
 #[macro_use]
 mod server;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
 use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt as _;
+use kube::client::Body;
 use kube::core::PartialObjectMeta;
+use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use server::{Program, RegistryServer};
 use strata_builder::digest::Digest;
 use strata_builder::reference::{Reference, Repository};
 use strata_builder::registry::{Options, Registry};
-use strata_controller::apply::image::{Doomed, Removal, remove, restore};
+use strata_controller::apply::image::{Doomed, Removal, remedy, remove, restore};
 use strata_controller::error::Error;
+use strata_controller::image_streams::ImageStream;
 use strata_controller::ledger::{AtWork, Removing};
 use strata_controller::live::Needs;
 use strata_controller::usage::{Use, Users};
@@ -38,6 +42,8 @@ struct Looks {
     left: Mutex<Vec<Users>>,
     is_endless: bool,
     noted: Mutex<Vec<Removing>>,
+    /// An apiserver that may know an ImageStream.
+    apiserver: Option<Client>,
 }
 
 impl Looks {
@@ -47,6 +53,7 @@ impl Looks {
             left: Mutex::new(looks),
             is_endless: true,
             noted: Mutex::default(),
+            apiserver: None,
         }
     }
 }
@@ -54,6 +61,13 @@ impl Looks {
 impl Needs for Looks {
     fn cluster(&self) -> Option<&str> {
         Some("ours")
+    }
+
+    async fn image_stream(&self, repository: &Repository) -> Result<Option<ImageStream>, Error> {
+        match &self.apiserver {
+            Some(client) => Ok(ImageStream::of(client, repository).await.unwrap()),
+            None => Ok(None),
+        }
     }
 
     async fn users(&self) -> Result<Users, Error> {
@@ -151,6 +165,10 @@ impl Place {
     }
 
     async fn remove(&self, looks: Vec<Users>, digest: Digest, tag: &str) -> Removal {
+        self.remove_with(Looks::new(looks), digest, tag).await
+    }
+
+    async fn remove_with(&self, looks: Looks, digest: Digest, tag: &str) -> Removal {
         let doomed = Doomed {
             repository: &self.at,
             digest,
@@ -158,7 +176,6 @@ impl Place {
             push_secret: "push",
             asking: Some("uid"),
         };
-        let looks = Looks::new(looks);
         let done = remove(&looks, &self.registry, &doomed).await.unwrap();
         assert!(looks.noted.lock().unwrap().is_empty());
         done
@@ -276,6 +293,128 @@ fn an_image_that_is_taken_meanwhile_is_put_back_with_its_tag(program: Program) {
     });
 }
 
+/// An apiserver of OpenShift, for which `host` is the cluster's own registry: the digest that each ImageStreamTag names, and which of them it was asked to delete.
+#[derive(Clone, Default)]
+struct OpenShift {
+    host: String,
+    tags: Arc<Mutex<BTreeMap<String, Digest>>>,
+    is_allowed: bool,
+}
+
+impl OpenShift {
+    fn client(&self) -> Client {
+        let this = self.clone();
+        let answer = move |request: Request<Body>| {
+            let (status, body) = this.answer(request.method(), request.uri().path());
+            let response = Response::builder().status(status);
+            let response = response.body(Body::from(body.to_string().into_bytes()));
+            std::future::ready(response)
+        };
+        Client::new(tower::service_fn(answer), "ns")
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> (StatusCode, serde_json::Value) {
+        const TAGS: &str = "/apis/image.openshift.io/v1/namespaces/org/imagestreamtags/";
+        let failure = |status: StatusCode| {
+            let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "code": status.as_u16()});
+            (status, body)
+        };
+        if path == "/apis/config.openshift.io/v1/images/cluster" {
+            let status = json!({"internalRegistryHostname": self.host});
+            let body = json!({"apiVersion": "config.openshift.io/v1", "kind": "Image", "metadata": {"name": "cluster"}, "status": status});
+            return (StatusCode::OK, body);
+        }
+        let name = path.strip_prefix(TAGS).unwrap();
+        let mut tags = self.tags.lock().unwrap();
+        let Some(digest) = tags.get(name) else {
+            return failure(StatusCode::NOT_FOUND);
+        };
+        let tag = json!({
+            "apiVersion": "image.openshift.io/v1", "kind": "ImageStreamTag", "metadata": {"name": name, "namespace": "org"},
+            "image": {"metadata": {"name": digest}, "dockerImageReference": ""},
+        });
+        match *method {
+            Method::DELETE if self.is_allowed => {
+                tags.remove(name);
+                (StatusCode::OK, tag)
+            }
+            Method::DELETE => failure(StatusCode::FORBIDDEN),
+            _ => (StatusCode::OK, tag),
+        }
+    }
+}
+
+fn from_openshifts_registry_go_the_tags_of_the_image_stream(program: Program) {
+    if !program.is_there("from_openshifts_registry_go_the_tags_of_the_image_stream") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(program, folder.path());
+    block_on(async {
+        let image = place.push("v1", &[1], json!({})).await;
+        let signature_tag = format!("sha256-{}.sig", image.hex());
+        let signature = place.push(&signature_tag, &[2], json!({})).await;
+        let note = json!({"annotations": {"strata.image-mode.dev/steps-of": "uid"}});
+        let note = place.push("v1-strata-steps", &[3], note).await;
+        let other = place.push("v2", &[4], json!({})).await;
+        let openshift = OpenShift {
+            host: place.server.host.clone(),
+            is_allowed: true,
+            ..OpenShift::default()
+        };
+        let named = || -> Vec<String> { openshift.tags.lock().unwrap().keys().cloned().collect() };
+        for (tag, digest) in [
+            ("v1", image),
+            (&signature_tag, signature),
+            ("v1-strata-steps", note),
+            ("v2", other),
+        ] {
+            let name = format!("os:{tag}");
+            openshift.tags.lock().unwrap().insert(name, digest);
+        }
+        let looks = |openshift: &OpenShift| Looks {
+            apiserver: Some(openshift.client()),
+            ..Looks::new(vec![Users::default()])
+        };
+        let refusing = OpenShift {
+            is_allowed: false,
+            ..openshift.clone()
+        };
+        let done = place.remove_with(looks(&refusing), image, "v1").await;
+        let Removal::Refused(error) = done else {
+            panic!("{done:?}")
+        };
+        let told = remedy(&error, "push");
+        assert!(told.contains("imagestreamtags in namespace org"), "{told}");
+        assert_eq!(named().len(), 4);
+
+        let done = place.remove_with(looks(&openshift), image, "v1").await;
+        assert!(
+            matches!(done, Removal::Gone { was_there: true }),
+            "{done:?}"
+        );
+        assert_eq!(named(), ["os:v2"]);
+        // the registry itself was not asked for it
+        assert!(place.has(image).await && place.has(signature).await);
+
+        // a tag that names something else by now stays
+        let done = place.remove_with(looks(&openshift), image, "v2").await;
+        assert!(matches!(done, Removal::Refused(_)), "{done:?}");
+        assert_eq!(named(), ["os:v2"]);
+
+        let elsewhere = OpenShift {
+            host: "registry.example.com".to_owned(),
+            ..openshift.clone()
+        };
+        let done = place.remove_with(looks(&elsewhere), image, "v1").await;
+        assert!(
+            matches!(done, Removal::Gone { was_there: true }),
+            "{done:?}"
+        );
+        assert!(!place.has(image).await);
+    });
+}
+
 fn a_deletion_that_was_cut_off_is_finished_by_the_next_process(program: Program) {
     if !program.is_there("a_deletion_that_was_cut_off_is_finished_by_the_next_process") {
         return;
@@ -373,6 +512,7 @@ fn bytes_of(folder: &Path) -> u64 {
 with_both_registries! {
     with_an_image_goes_what_belongs_to_it_and_nothing_else
     an_image_that_is_taken_meanwhile_is_put_back_with_its_tag
+    from_openshifts_registry_go_the_tags_of_the_image_stream
     a_deletion_that_was_cut_off_is_finished_by_the_next_process
     what_is_freed_leaves_the_disk_with_the_registrys_garbage_collection
 }

@@ -6,6 +6,7 @@ pub mod proxy;
 pub mod server;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,12 @@ use strata_builder::digest::Digest;
 /// A folder with a context, and what is built from it.
 pub struct Workshop {
     folder: tempfile::TempDir,
+}
+
+/// Copies a program so that it can be executed at once. Written by this process, it might be held open by one that another test has just forked.
+pub fn copy_program(from: impl AsRef<OsStr>, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
 }
 
 /// How a build ended.

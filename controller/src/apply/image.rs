@@ -11,18 +11,21 @@
 //! was taken in between, the manifest is put back as it was; its layers are still there, as registries collect those later. In
 //! between the ledger has the manifest: should this process end there, the next one looks in its place. So nothing that is
 //! handed on meanwhile is lost. Layers go when the registry collects what no manifest names.
+//!
+//! In OpenShift's own registry it isn't the manifest that is deleted, but the [`ImageStream`]'s tag that names it.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use strata_builder::contract::steps_tag;
 use strata_builder::digest::Digest;
-use strata_builder::error::{Class, Classify as _, chain};
+use strata_builder::error::{Class, Classify, chain};
 use strata_builder::reference::{Reference, Repository};
 use strata_builder::registry::{Registry, RegistryError};
 use tracing::{debug, error, info, warn};
 
-use crate::error::Error;
+use crate::error::{Error, class_of};
+use crate::image_streams::ImageStream;
 use crate::ledger::{LEDGER_NAME, Removing};
 use crate::live::Needs;
 use crate::registries::in_use;
@@ -60,7 +63,46 @@ pub enum Removal {
     /// It stays, since somebody needs it.
     InUse(Use),
     /// It stays: the registry can't or won't delete it.
-    Refused(RegistryError),
+    Refused(DeleteError),
+}
+
+/// Why an image is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// Its registry failed, or refuses.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The apiserver did, asked for the ImageStreamTag that names it.
+    #[error("delete ImageStreamTag {name} in namespace {namespace}")]
+    ImageStreamTag {
+        /// metadata.name.
+        name: String,
+        /// metadata.namespace.
+        namespace: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// It has no tag of a build that could be deleted.
+    #[error("its ImageStream in namespace {0} names it, but no tag of its build does")]
+    OtherTag(String),
+}
+
+impl Classify for DeleteError {
+    fn class(&self) -> Class {
+        match self {
+            DeleteError::Registry(source) => source.class(),
+            DeleteError::ImageStreamTag { source, .. } => class_of(source),
+            DeleteError::OtherTag(_) => Class::INTERNAL,
+        }
+    }
+}
+
+/// A repository, and what lets go of its manifests.
+struct Keeper<'a> {
+    registry: &'a Registry,
+    repository: &'a Repository,
+    stream: Option<ImageStream>,
 }
 
 /// Deletes `doomed`; one that isn't there is fine. Doing it again does what is left.
@@ -85,11 +127,14 @@ pub async fn remove(
         asking,
     } = *doomed;
     let image = repository.digested(digest);
-    let failed = |source| Error::Registry {
-        image: image.to_string(),
-        source,
+    let failed = |source| failed(&image, source);
+    let keeper = Keeper {
+        registry,
+        repository,
+        stream: live.image_stream(repository).await?,
     };
-    let stored = registry.stored_manifest(&image).await.map_err(failed)?;
+    let stored = registry.stored_manifest(&image).await;
+    let stored = stored.map_err(|source| failed(source.into()))?;
     let mut attached = attached(registry, repository, digest).await?;
     attached.remove(&digest);
     let users = live.users().await?;
@@ -114,7 +159,7 @@ pub async fn remove(
             manifest: text,
         };
         let _at_work = live.begin_removal(&removing).await?;
-        let deleted = delete(registry, repository, digest, own_tag).await;
+        let deleted = keeper.delete(digest, own_tag).await;
         // one that was refused is still there; after any other answer it may be gone
         let may_be_gone = !matches!(&deleted, Err(error) if error.class() != Class::Transient);
         if may_be_gone {
@@ -145,7 +190,7 @@ pub async fn remove(
                 asking == Some(origin.build_uid.as_str())
                     || cluster.is_some_and(|cluster| origin.is_orphan(cluster, &note, &users))
             };
-            remove_note(registry, repository, &note, is_ours).await?;
+            keeper.delete_note(&note, is_ours).await?;
         }
     }
     for (one, tag) in attached {
@@ -153,7 +198,7 @@ pub async fn remove(
         if users.of(one, asking).is_some() {
             continue;
         }
-        tolerate(registry.delete_manifest(repository, one).await, &image)?;
+        tolerate(keeper.delete_attached(one, tag.as_deref()).await, &image)?;
         if let Some(tag) = tag {
             remove_tag(registry, repository, &tag, one).await;
         }
@@ -178,10 +223,7 @@ pub async fn restore(
         && let Some(digest) = image.digest
     {
         let stored = registry.head_manifest(&image).await;
-        let stored = stored.map_err(|source| Error::Registry {
-            image: removing.image.clone(),
-            source,
-        })?;
+        let stored = stored.map_err(|source| failed(&image, source.into()))?;
         let users = live.users().await?;
         if stored.is_none()
             && in_use(registry, &image, digest, &users, None)
@@ -198,32 +240,37 @@ pub async fn restore(
 ///
 /// # Errors
 ///
-/// Transient ones of the registry.
+/// Of the apiserver, or transient ones of the registry.
 pub async fn remove_note(
+    live: &impl Needs,
     registry: &Registry,
     repository: &Repository,
     tag: &str,
     is_ours: impl Fn(&Origin) -> bool,
 ) -> Result<(), Error> {
-    let image = repository.tagged(tag);
-    let deleted = match registry.stored_manifest(&image).await {
-        Ok(Some(note)) if Origin::of(&note.bytes).is_some_and(|origin| is_ours(&origin)) => {
-            registry.delete_manifest(repository, note.digest).await
-        }
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
+    let stream = live.image_stream(repository).await?;
+    let keeper = Keeper {
+        registry,
+        repository,
+        stream,
     };
-    tolerate(deleted, &image)
+    keeper.delete_note(tag, is_ours).await
 }
 
 /// What must be changed for a registry that refused `error` to delete with the credentials in Secret `push_secret`.
 #[must_use]
-pub fn remedy(error: &RegistryError, push_secret: &str) -> String {
-    match error.class() {
-        Class::User(_) => format!(
+pub fn remedy(error: &DeleteError, push_secret: &str) -> String {
+    match (error, error.class()) {
+        (DeleteError::ImageStreamTag { namespace, .. }, _) => format!(
+            "grant the verbs get and delete on imagestreamtags in namespace {namespace} to the ServiceAccount strata-controller, or delete it by hand"
+        ),
+        (DeleteError::OtherTag(_), _) => {
+            "delete that tag, or let `oc adm prune images` shorten its history".to_owned()
+        }
+        (DeleteError::Registry(_), Class::User(_)) => format!(
             "grant the right to delete to the credentials in secret {push_secret}, or delete it by hand"
         ),
-        Class::Transient | Class::Permanent(_) => {
+        (DeleteError::Registry(_), Class::Transient | Class::Permanent(_)) => {
             "let the registry delete manifests by digest (Docker distribution: REGISTRY_STORAGE_DELETE_ENABLED=true), or delete it by hand"
                 .to_owned()
         }
@@ -239,31 +286,82 @@ fn is_anothers(users: &Users, repository: &Repository, tag: &str, asking: Option
     })
 }
 
-/// By digest; if the registry doesn't as long as a tag names it, after that tag.
-async fn delete(
-    registry: &Registry,
-    repository: &Repository,
-    digest: Digest,
-    tag: Option<&str>,
-) -> Result<(), RegistryError> {
-    let error = match registry.delete_manifest(repository, digest).await {
-        Err(error) if error.class() != Class::Transient => error,
-        done => return done,
-    };
-    let Some(tag) = tag else {
-        return Err(error);
-    };
-    let named = registry.head_manifest(&repository.tagged(tag)).await;
-    if !matches!(named, Ok(Some(named)) if named == digest) {
-        return Err(error);
-    }
-    match registry.delete_tag(repository, tag).await {
-        Ok(true) => registry.delete_manifest(repository, digest).await,
-        Ok(false) => Err(error),
-        Err(of_tag) => {
-            debug!(%repository, tag, error = chain(&of_tag), "its tag can't be deleted either");
-            Err(error)
+impl Keeper<'_> {
+    /// Deletes a manifest by digest; if the registry doesn't as long as a tag names it, after that tag.
+    async fn delete(&self, digest: Digest, tag: Option<&str>) -> Result<(), DeleteError> {
+        let Self {
+            registry,
+            repository,
+            stream,
+        } = self;
+        if let Some(stream) = stream {
+            return untag(stream, digest, tag).await;
         }
+        let error = match registry.delete_manifest(repository, digest).await {
+            Err(error) if error.class() != Class::Transient => error,
+            done => return Ok(done?),
+        };
+        let Some(tag) = tag else {
+            return Err(error.into());
+        };
+        let named = registry.head_manifest(&repository.tagged(tag)).await;
+        if !matches!(named, Ok(Some(named)) if named == digest) {
+            return Err(error.into());
+        }
+        match registry.delete_tag(repository, tag).await {
+            Ok(true) => Ok(registry.delete_manifest(repository, digest).await?),
+            Ok(false) => Err(error.into()),
+            Err(of_tag) => {
+                debug!(%repository, tag, error = chain(&of_tag), "its tag can't be deleted either");
+                Err(error.into())
+            }
+        }
+    }
+
+    /// What belongs to an image, under the tag that it was found by.
+    async fn delete_attached(&self, digest: Digest, tag: Option<&str>) -> Result<(), DeleteError> {
+        match &self.stream {
+            Some(stream) => untag(stream, digest, tag).await,
+            None => Ok(self
+                .registry
+                .delete_manifest(self.repository, digest)
+                .await?),
+        }
+    }
+
+    async fn delete_note(&self, tag: &str, is_ours: impl Fn(&Origin) -> bool) -> Result<(), Error> {
+        let image = self.repository.tagged(tag);
+        let deleted = match self.registry.stored_manifest(&image).await {
+            Ok(Some(note)) if Origin::of(&note.bytes).is_some_and(|origin| is_ours(&origin)) => {
+                self.delete_attached(note.digest, Some(tag)).await
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        tolerate(deleted, &image)
+    }
+}
+
+/// Deletes the ImageStreamTag `tag`, if it names `digest`.
+async fn untag(stream: &ImageStream, digest: Digest, tag: Option<&str>) -> Result<(), DeleteError> {
+    let namespace = stream.namespace();
+    let other = || DeleteError::OtherTag(namespace.to_owned());
+    let tag = tag.ok_or_else(other)?;
+    match stream.delete(tag, digest).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(other()),
+        Err(source) => Err(DeleteError::ImageStreamTag {
+            name: stream.tag(tag),
+            namespace: namespace.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn failed(image: &Reference, source: DeleteError) -> Error {
+    Error::Registry {
+        image: image.to_string(),
+        source,
     }
 }
 
@@ -272,20 +370,16 @@ async fn put_back(
     image: &Reference,
     removing: &Removing,
 ) -> Result<(), Error> {
-    let tagged = removing
-        .tag
-        .as_ref()
-        .map(|tag| image.repository.tagged(tag));
+    // a tag's manifest is there by its digest, too; in an ImageStream one without a tag would become `latest`
+    let reference = match &removing.tag {
+        Some(tag) => image.repository.tagged(tag),
+        None => image.clone(),
+    };
     let manifest = Bytes::from(removing.manifest.clone());
-    for reference in [Some(image.clone()), tagged].into_iter().flatten() {
-        let put = registry.push_manifest(&reference, &removing.media_type, &manifest);
-        if let Err(source) = put.await {
-            error!(%image, error = chain(&source), "an image that was taken while it was deleted is not put back yet; ConfigMap {LEDGER_NAME} has its manifest");
-            return Err(Error::Registry {
-                image: image.to_string(),
-                source,
-            });
-        }
+    let put = registry.push_manifest(&reference, &removing.media_type, &manifest);
+    if let Err(source) = put.await {
+        error!(%image, error = chain(&source), "an image that was taken while it was deleted is not put back yet; ConfigMap {LEDGER_NAME} has its manifest");
+        return Err(failed(image, source.into()));
     }
     warn!(%image, "an image that was taken while it was deleted was put back");
     Ok(())
@@ -315,7 +409,7 @@ async fn attached(
         let image = repository.tagged(&tag);
         match registry.head_manifest(&image).await {
             Ok(named) => found.extend(named.map(|named| (named, Some(tag)))),
-            Err(error) => tolerate(Err(error), &image)?,
+            Err(error) => tolerate(Err(error.into()), &image)?,
         }
     }
     let mut subjects = vec![digest];
@@ -324,7 +418,7 @@ async fn attached(
         for subject in subjects {
             match registry.referrers(repository, subject).await {
                 Ok(referrers) => next.extend(referrers.into_iter().map(|one| one.digest)),
-                Err(error) => tolerate(Err(error), &repository.digested(subject))?,
+                Err(error) => tolerate(Err(error.into()), &repository.digested(subject))?,
             }
         }
         next.retain(|one| {
@@ -343,16 +437,13 @@ async fn attached(
 }
 
 /// What isn't the image itself may stay where a registry doesn't let us.
-fn tolerate(done: Result<(), RegistryError>, image: &Reference) -> Result<(), Error> {
+fn tolerate(done: Result<(), DeleteError>, image: &Reference) -> Result<(), Error> {
     match done {
         Ok(()) => Ok(()),
         Err(error) if error.class() != Class::Transient => {
             info!(%image, error = chain(&error), "the registry does not delete what belongs to an image");
             Ok(())
         }
-        Err(source) => Err(Error::Registry {
-            image: image.to_string(),
-            source,
-        }),
+        Err(source) => Err(failed(image, source)),
     }
 }

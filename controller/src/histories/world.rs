@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
 use kube::{Resource, ResourceExt as _};
 use serde_json::json;
-use strata_builder::reference::Reference;
+use strata_builder::reference::{Reference, Repository};
 
 use super::controller::Controller;
 use super::registry::{OURS, Registry};
@@ -26,6 +26,7 @@ use crate::cache::{
 };
 use crate::error::Error;
 use crate::fixtures;
+use crate::image_streams::ImageStream;
 use crate::inputs::OptionalMounts;
 use crate::job::{JobSettings, PodShape};
 use crate::ledger::{AtWork, Entry, Removing};
@@ -564,6 +565,10 @@ fn configuration(pool: &str, variant: u8) -> Option<crate::api::foreign::PoolCon
 impl Needs for World {
     fn cluster(&self) -> Option<&str> {
         Some(OURS)
+    }
+
+    async fn image_stream(&self, _repository: &Repository) -> Result<Option<ImageStream>, Error> {
+        Ok(None)
     }
 
     async fn users(&self) -> Result<Users, Error> {
