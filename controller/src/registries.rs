@@ -3,6 +3,7 @@
 //! With the Secret that the build names, converted as for its pod, and with the certificates of the cluster's
 //! ControllerConfig. Both are read at every use: a changed credential counts from then on.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -31,6 +32,9 @@ const BOUNDS: Bounds = Bounds {
     first_delay: Duration::from_millis(250),
     longest_delay: Duration::from_secs(5),
 };
+
+/// In one index; nobody makes more than a few.
+const MOST_INDEXES: usize = 64;
 
 /// Reaches registries with the cluster's credentials.
 #[derive(Clone)]
@@ -243,7 +247,7 @@ pub async fn in_use(
         return Some(used);
     }
     let children = match parts(registry, image).await {
-        Ok(found) => found.map_or_else(Vec::new, |(_, children)| children),
+        Ok(found) => found.map_or_else(BTreeSet::new, |(_, children)| children),
         Err(unknown) => return Some(unknown),
     };
     if let Some(used) = children
@@ -266,19 +270,36 @@ pub async fn in_use(
     None
 }
 
-/// The digest of what `image` names, and the manifests that it is made of.
+/// The digest of what `image` names, and the manifests that it is made of, also those of indexes in it.
 async fn parts(
     registry: &Registry,
     image: &Reference,
-) -> Result<Option<(Digest, Vec<Digest>)>, Use> {
-    let found = registry.stored_manifest(image).await;
-    let Some(manifest) = found.map_err(|error| Use::Unknown(chain(&error)))? else {
+) -> Result<Option<(Digest, BTreeSet<Digest>)>, Use> {
+    let stored = async |image: &Reference| {
+        let found = registry.stored_manifest(image).await;
+        found.map_err(|error| Use::Unknown(chain(&error)))
+    };
+    let Some(top) = stored(image).await? else {
         return Ok(None);
     };
-    match manifest.children() {
-        Some(children) => Ok(Some((manifest.digest, children))),
-        None => Err(Use::Unknown(format!("{image} is an unreadable index"))),
+    let digest = top.digest;
+    let (mut found, mut indexes) = (BTreeSet::new(), 0);
+    let mut left = vec![top];
+    while let Some(manifest) = left.pop() {
+        let unreadable = || Use::Unknown(format!("{image} is an unreadable index"));
+        for child in manifest.children().ok_or_else(unreadable)? {
+            if !found.insert(child.digest) || !child.is_index {
+                continue;
+            }
+            indexes += 1;
+            if indexes > MOST_INDEXES {
+                let told = format!("{image} has more than {MOST_INDEXES} indexes in it");
+                return Err(Use::Unknown(told));
+            }
+            left.extend(stored(&image.repository.digested(child.digest)).await?);
+        }
     }
+    Ok(Some((digest, found)))
 }
 
 /// The cluster's settings, if it has any.

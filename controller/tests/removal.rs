@@ -275,7 +275,13 @@ fn an_image_that_is_taken_meanwhile_is_put_back_with_its_tag(program: Program) {
             "schemaVersion": 2, "mediaType": INDEX,
             "manifests": [{"mediaType": MANIFEST, "digest": image, "size": 1}],
         });
-        let index = place.put("all", INDEX, &index).await;
+        let index = place.put("some", INDEX, &index).await;
+        // and of one in that
+        let outer = json!({
+            "schemaVersion": 2, "mediaType": INDEX,
+            "manifests": [{"mediaType": INDEX, "digest": index, "size": 1}],
+        });
+        let index = place.put("all", INDEX, &outer).await;
         let mut of_index = node("");
         Arc::make_mut(&mut of_index.nodes[0])
             .annotations_mut()

@@ -75,26 +75,44 @@ impl Registry {
     }
 }
 
+/// A manifest that an index names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// Of the manifest.
+    pub digest: Digest,
+    /// Whether it is an index itself.
+    pub is_index: bool,
+}
+
 impl Manifest {
     /// The manifests that an index (or manifest list) is made of, in its order; no manifests of anything else, `None` if it is an index of
     /// another form.
     #[must_use]
-    pub fn children(&self) -> Option<Vec<Digest>> {
+    pub fn children(&self) -> Option<Vec<Child>> {
         #[derive(Deserialize)]
         struct Index {
-            manifests: Vec<Child>,
+            manifests: Vec<Descriptor>,
         }
         #[derive(Deserialize)]
-        struct Child {
+        struct Descriptor {
+            #[serde(rename = "mediaType", default)]
+            media_type: String,
             digest: Digest,
         }
-        let kinds = [OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
-        if !kinds.contains(&self.media_type.as_str()) {
+        if !is_index(&self.media_type) {
             return Some(Vec::new());
         }
         let index: Index = serde_json::from_slice(&self.bytes).ok()?;
-        Some(index.manifests.into_iter().map(|one| one.digest).collect())
+        let children = index.manifests.into_iter().map(|one| Child {
+            digest: one.digest,
+            is_index: is_index(&one.media_type),
+        });
+        Some(children.collect())
     }
+}
+
+fn is_index(media_type: &str) -> bool {
+    [OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE].contains(&media_type)
 }
 
 #[cfg(test)]
@@ -103,10 +121,20 @@ mod tests {
 
     #[test]
     fn only_an_index_has_children() {
-        let child = Digest::of(b"child");
+        let (child, inner) = (Digest::of(b"child"), Digest::of(b"inner"));
         let document = format!(
-            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"m","digest":"{child}","size":5}}]}}"#
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"m","digest":"{child}","size":5}},{{"mediaType":"{OCI_IMAGE_INDEX_MEDIA_TYPE}","digest":"{inner}"}}]}}"#
         );
+        let both = vec![
+            Child {
+                digest: child,
+                is_index: false,
+            },
+            Child {
+                digest: inner,
+                is_index: true,
+            },
+        ];
         let manifest = |media_type: &str, text: &str| Manifest {
             digest: Digest::of(text.as_bytes()),
             media_type: media_type.to_owned(),
@@ -116,12 +144,12 @@ mod tests {
             (
                 OCI_IMAGE_INDEX_MEDIA_TYPE,
                 document.as_str(),
-                Some(vec![child]),
+                Some(both.clone()),
             ),
             (
                 IMAGE_MANIFEST_LIST_MEDIA_TYPE,
                 document.as_str(),
-                Some(vec![child]),
+                Some(both.clone()),
             ),
             (
                 "application/vnd.oci.image.manifest.v1+json",
