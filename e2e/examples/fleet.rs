@@ -202,6 +202,29 @@ impl Running {
         }
     }
 
+    /// Waits until it has looked once at all repositories and at all images that a status names, as it does at its start and then every few hours.
+    async fn has_looked(&self) -> Result<()> {
+        let begin = Instant::now();
+        let changes = [
+            "verb=\"create\"",
+            "verb=\"patch\"",
+            "verb=\"update\"",
+            "verb=\"delete\"",
+        ];
+        loop {
+            ensure!(begin.elapsed() < LIMIT, "it doesn't end its looks");
+            let reads = async || self.sum("strata_api_requests_total", &changes).await;
+            let before = reads().await?;
+            tokio::time::sleep(QUIET).await;
+            // the Lease is read on and on
+            if reads().await?.unwrap_or_default() - before.unwrap_or_default()
+                <= QUIET.as_secs_f64()
+            {
+                return Ok(());
+            }
+        }
+    }
+
     async fn stop(mut self) -> Result<()> {
         self.child.kill().await?;
         Ok(())
@@ -225,6 +248,7 @@ async fn measure(world: &World, count: usize) -> Result<Vec<Value>> {
     let begin = Instant::now();
     let running = Running::start(world).await?;
     let (settle, _) = running.settled(begin).await?;
+    running.has_looked().await?;
     let cpu = "process_cpu_seconds_total";
     let missing = || "no metrics".to_owned();
     let before = running.sum(cpu, &[]).await?.with_context(missing)?;
