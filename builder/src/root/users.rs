@@ -59,7 +59,7 @@ fn user(text: &str, passwd: &str, group: &str) -> Result<User, RootError> {
     let number = if name.is_empty() {
         Some(0)
     } else {
-        name.parse::<u32>().ok()
+        number(name)
     };
     let entry =
         passwd_entries(passwd).find(|entry| entry.name == name || Some(entry.uid) == number);
@@ -101,18 +101,31 @@ fn user(text: &str, passwd: &str, group: &str) -> Result<User, RootError> {
 
 fn owner(text: &str, passwd: &str, group: &str) -> Result<(u32, u32), RootError> {
     let (name, group_name) = split(text);
-    let (uid, own_group) = match name.parse::<u32>() {
-        Ok(uid) => (uid, uid),
-        Err(_) if name.is_empty() => (0, 0),
-        Err(_) => passwd_entries(passwd)
+    let (uid, own_group) = match number(name) {
+        Some(uid) => (uid, uid),
+        None if name.is_empty() => (0, 0),
+        None => passwd_entries(passwd)
             .find(|entry| entry.name == name)
             .map(|entry| (entry.uid, entry.gid))
             .ok_or_else(|| RootError::NoUser(name.to_owned()))?,
     };
-    Ok((
-        uid,
-        group_name.map_or(Ok(own_group), |group_name| group_id(group_name, group))?,
-    ))
+    let gid = match group_name {
+        None => own_group,
+        // a number is one, also if a group is called so
+        Some(group_name) => match number(group_name) {
+            Some(gid) => gid,
+            None => group_id(group_name, group)?,
+        },
+    };
+    Ok((uid, gid))
+}
+
+/// The id that needs no entry: a number, and root is root in images without `/etc/passwd` too.
+fn number(name: &str) -> Option<u32> {
+    match name {
+        "root" => Some(0),
+        name => name.parse().ok(),
+    }
 }
 
 /// A name and, after the first `:`, a group; an empty group counts as none.
@@ -128,7 +141,7 @@ fn group_id(name: &str, group: &str) -> Result<u32, RootError> {
         .find(|entry| entry.name == name)
         .map(|entry| entry.gid);
     named
-        .or_else(|| name.parse().ok())
+        .or_else(|| number(name))
         .ok_or_else(|| RootError::NoGroup(name.to_owned()))
 }
 
@@ -200,10 +213,19 @@ mod tests {
             ("ann:wheel", (1000, 10)),
             ("5:6", (5, 6)),
             (":wheel", (0, 10)),
-            ("5:77", (5, 700)),
+            ("5:77", (5, 77)),
+            ("root:root", (0, 0)),
         ] {
             assert_eq!(owner(text, PASSWD, GROUP).unwrap(), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn root_needs_no_entry() {
+        assert_eq!(owner("root", "", "").unwrap(), (0, 0));
+        assert_eq!(owner("7:root", "", "").unwrap(), (7, 0));
+        let root = user("root:root", "", "").unwrap();
+        assert_eq!((root.uid, root.gid, root.groups), (0, 0, vec![0]));
     }
 
     #[test]
