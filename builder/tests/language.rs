@@ -346,6 +346,11 @@ fn files_arrive_as_buildkit_would_put_them() {
                 &["1000:10 640", "0:0 700"],
             ),
             (
+                "ARG none\nCOPY --chown=$none --chmod=$none a.txt /1\nADD --checksum=$none a.txt /2\nRUN stat -c '%u:%g %a' /1 /2\n",
+                &[],
+                &["0:0 644", "0:0 644"],
+            ),
+            (
                 "COPY --parents d/sub/./y a.txt d/**/z.md /p\nRUN find /p -type f | sort\n",
                 &[],
                 &["/p/a.txt", "/p/d/sub/z.md", "/p/y"],

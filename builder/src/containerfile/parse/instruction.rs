@@ -42,14 +42,23 @@ impl Flag {
         format!("--{}", self.name)
     }
 
-    fn word(self) -> Word {
-        Word(self.value.unwrap_or_default())
+    /// What stands behind `=`; nothing there is as good as no flag.
+    fn word(self) -> Result<Option<Word>, Fault> {
+        match self.value {
+            Some(value) => Ok(Some(Word(value)).filter(|word| !word.0.is_empty())),
+            None => Err(self.bad("a value must follow =")),
+        }
     }
 
     fn is_set(&self) -> Result<bool, Fault> {
-        match self.value.as_deref() {
-            None | Some("true" | "1" | "") => Ok(true),
-            Some("false" | "0") => Ok(false),
+        match self
+            .value
+            .as_deref()
+            .map(str::to_ascii_lowercase)
+            .as_deref()
+        {
+            None | Some("true") => Ok(true),
+            Some("false") => Ok(false),
             Some(_) => Err(self.bad("true or false")),
         }
     }
@@ -255,7 +264,7 @@ pub(super) fn from(node: Node) -> Result<Stage, Fault> {
     Ok(Stage {
         base: Word(base.clone()),
         name,
-        platform: platform.map(Flag::word),
+        platform: platform.map(Flag::word).transpose()?.flatten(),
         instructions: Vec::new(),
         location: node.location,
     })
@@ -347,17 +356,12 @@ fn transfer(flags: Vec<Flag>, node: Node) -> Result<Transfer, Fault> {
         unpack: None,
     };
     for flag in flags {
-        if flag.value.as_deref().unwrap_or_default().is_empty()
-            && ["from", "chown", "chmod", "exclude", "checksum"].contains(&flag.name.as_str())
-        {
-            return Err(flag.bad("a value must follow ="));
-        }
         match flag.name.as_str() {
-            "from" => transfer.from = Some(flag.word()),
-            "chown" => transfer.chown = Some(flag.word()),
-            "chmod" => transfer.chmod = Some(flag.word()),
-            "checksum" => transfer.checksum = Some(flag.word()),
-            "exclude" => transfer.exclude.push(flag.word()),
+            "from" => transfer.from = flag.word()?,
+            "chown" => transfer.chown = flag.word()?,
+            "chmod" => transfer.chmod = flag.word()?,
+            "checksum" => transfer.checksum = flag.word()?,
+            "exclude" => transfer.exclude.extend(flag.word()?),
             "link" => transfer.link = flag.is_set()?,
             "parents" => transfer.parents = flag.is_set()?,
             "keep-git-dir" => transfer.keep_git_dir = flag.is_set()?,

@@ -205,6 +205,40 @@ fn every_instruction_has_its_forms() {
 }
 
 #[test]
+fn a_flag_with_nothing_behind_its_sign_is_none_and_a_switch_is_true_or_false_in_any_case() {
+    for (flags, chown, link) in [
+        ("--chown=1 --link", Some("1"), true),
+        (
+            "--chown= --chmod= --from= --exclude= --link=TRUE",
+            None,
+            true,
+        ),
+        ("--link=False", None, false),
+    ] {
+        let Instruction::Copy(copy) = only(&format!("COPY {flags} a /b")) else {
+            panic!("a COPY")
+        };
+        assert_eq!(copy.chown, chown.map(word), "{flags}");
+        assert_eq!(
+            (copy.chmod, copy.from, copy.exclude),
+            (None, None, Vec::new()),
+            "{flags}"
+        );
+        assert_eq!(copy.link, link, "{flags}");
+    }
+    for line in [
+        "COPY --link=1 a /b",
+        "COPY --link= a /b",
+        "COPY --chown a /b",
+        "ADD --unpack=yes a /b",
+        "FROM --platform scratch",
+    ] {
+        let parsed = parse(&format!("FROM scratch\n{line}\n"), "f");
+        assert!(parsed.is_err(), "{line}");
+    }
+}
+
+#[test]
 fn heredocs_are_found_wherever_a_shell_would_find_them() {
     // line | heredocs' names
     let table: [(&str, &[&str]); 12] = [

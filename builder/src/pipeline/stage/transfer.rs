@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::fetch::fetch;
 use crate::ignore::Ignore;
 use crate::root::Root;
+use crate::state::StateError;
 
 impl Stages<'_> {
     pub(super) fn transfer(
@@ -37,25 +38,31 @@ impl Stages<'_> {
             .expand_all(&transfer.sources)?
             .into_iter()
             .partition(|source| is_add && is_url(source));
-        let checksum = match &transfer.checksum {
+        // A flag whose variables leave nothing is none.
+        let flag = |word: &Option<Word>| -> Result<Option<String>, StateError> {
+            let value = word.as_ref().map(expand).transpose()?;
+            Ok(value.filter(|value| !value.is_empty()))
+        };
+        let checksum = match flag(&transfer.checksum)? {
             Some(_) if (urls.len(), local.len()) != (1, 0) => {
                 return Err(StepError::ChecksumOfWhat);
             }
-            Some(checksum) => Some(expand(checksum)?.parse::<Digest>()?),
+            Some(checksum) => Some(checksum.parse::<Digest>()?),
             None => None,
         };
         let remote = self.fetch_all(current, &urls, checksum)?;
         // What comes from outside belongs to root; what comes from another root file system keeps its owners.
-        let owner = match (&transfer.chown, source) {
-            (Some(owner), _) => Some(into.owner(&expand(owner)?)?),
+        let chown = flag(&transfer.chown)?;
+        let owner = match (&chown, source) {
+            (Some(owner), _) => Some(into.owner(owner)?),
             (None, Source::MainContext) => Some((0, 0)),
             (None, Source::Context(_)) if self.is_directory(source) => Some((0, 0)),
             (None, Source::Empty | Source::Stage(_) | Source::Context(_) | Source::Image(_)) => {
                 None
             }
         };
-        let mode = match &transfer.chmod {
-            Some(mode) => Some(expand(mode)?.parse()?),
+        let mode = match flag(&transfer.chmod)? {
+            Some(mode) => Some(mode.parse()?),
             None => None,
         };
         let exclude = state.expand_all(&transfer.exclude)?.join("\n");
@@ -68,7 +75,7 @@ impl Stages<'_> {
             destination: expand(&transfer.destination)?,
             workdir: state.workdir().to_owned(),
             owner,
-            archive_owner: transfer.chown.is_some().then_some(owner).flatten(),
+            archive_owner: chown.is_some().then_some(owner).flatten(),
             mode,
             exclude: (!transfer.exclude.is_empty()).then_some(&exclude as _),
             parents: transfer.parents,
