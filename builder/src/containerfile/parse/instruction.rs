@@ -438,7 +438,8 @@ fn healthcheck(flags: Vec<Flag>, arguments: Arguments) -> Result<Instruction, Fa
         CommandForm::Exec(argv) => argv.is_empty(),
     };
     match kind.to_ascii_uppercase().as_str() {
-        "NONE" if is_empty && flags.is_empty() => Ok(Instruction::Healthcheck(Healthcheck::None)),
+        // whatever its flags say
+        "NONE" if is_empty => Ok(Instruction::Healthcheck(Healthcheck::None)),
         "NONE" => Err(needs("nothing beside NONE")),
         "CMD" if is_empty => Err(needs("a command after CMD")),
         "CMD" => {
@@ -450,6 +451,9 @@ fn healthcheck(flags: Vec<Flag>, arguments: Arguments) -> Result<Instruction, Fa
             ] = [None; 4];
             let mut retries = None;
             for flag in flags {
+                if flag.value.as_deref() == Some("") {
+                    continue;
+                }
                 let value = flag.value.clone().unwrap_or_default();
                 let nanos = || match duration(&value) {
                     // what the runtime makes of a check without it
@@ -490,13 +494,14 @@ fn duration(text: &str) -> Option<u64> {
     let mut total = 0.0;
     let mut rest = text;
     while !rest.is_empty() {
-        let number = rest.find(|c: char| c.is_ascii_alphabetic() || c == 'µ')?;
+        let number =
+            rest.find(|c: char| c.is_ascii_alphabetic() || ['\u{b5}', '\u{3bc}'].contains(&c))?;
         let unit = rest[number..]
             .find(|c: char| c.is_ascii_digit() || c == '.')
             .map_or(rest.len(), |at| number + at);
         let factor = match &rest[number..unit] {
             "ns" => 1.0,
-            "us" | "µs" => 1e3,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e3,
             "ms" => 1e6,
             "s" => 1e9,
             "m" => 60e9,

@@ -141,6 +141,23 @@ fn every_instruction_has_its_forms() {
             retries: Some(3),
         })
     );
+    assert_eq!(
+        only("HEALTHCHECK --interval=5s none"),
+        Instruction::Healthcheck(Healthcheck::None)
+    );
+    assert_eq!(
+        only(
+            "HEALTHCHECK --interval= --timeout=1000\u{3bc}s --start-period=2000\u{b5}s --retries= CMD x"
+        ),
+        Instruction::Healthcheck(Healthcheck::Command {
+            command: shell("x"),
+            interval_nanos: None,
+            timeout_nanos: Some(1_000_000),
+            start_period_nanos: Some(2_000_000),
+            start_interval_nanos: None,
+            retries: None,
+        })
+    );
     // as Docker's API has it, none and nothing are one
     assert_eq!(
         only("HEALTHCHECK --interval=0 --timeout=0s --start-period=1ms --retries=0 CMD [\"x\"]"),
