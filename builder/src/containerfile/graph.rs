@@ -147,7 +147,9 @@ pub enum PlanError {
         index: String,
     },
     /// `--platform` that is none.
-    #[error("{place}: {value:?} is no platform: expected OS/ARCHITECTURE[/VARIANT]")]
+    #[error(
+        "{place}: {value:?} is no platform: expected OS/ARCHITECTURE[/VARIANT], OS or ARCHITECTURE"
+    )]
     Platform {
         /// File and line.
         place: Place,

@@ -277,8 +277,8 @@ impl<'a> Stages<'a> {
         let scope = self.graph.scope.clone();
         let (state, below) = match &planned.base {
             StageBase::Scratch => {
-                let platform = planned.platform.as_ref();
-                let architecture = platform.map_or(&self.spec.architecture, |p| &p.architecture);
+                // Whatever --platform says: there is nothing of another kind in it.
+                let architecture = &self.spec.architecture;
                 (
                     StageState::scratch(architecture, "linux", scope),
                     Files::default(),

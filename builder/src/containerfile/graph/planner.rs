@@ -217,9 +217,11 @@ impl Planner<'_> {
             return Ok(None);
         };
         let value = self.expand_from(&stage.location, word)?;
-        // a variable that says nothing leaves the build's own platform
         if value.is_empty() {
-            return Ok(None);
+            return Err(PlanError::Blank {
+                place: self.place(&stage.location),
+                word: word.0.clone(),
+            });
         }
         match Platform::parse(&value) {
             Some(platform) => Ok(Some(platform)),

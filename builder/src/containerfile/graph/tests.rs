@@ -167,10 +167,10 @@ fn scratch_and_platforms_are_understood() {
 
 #[test]
 fn a_variable_of_from_that_nothing_declares_gets_a_warning() {
-    let text = "ARG A\nFROM --platform=$BULIDPLATFORM x${TAG:+:$TAG}$A$TARGETVARIANT\n";
+    let text = "ARG A\nFROM --platform=${BULIDPLATFORM:-arm64} x${TAG:+:$TAG}$A$TARGETVARIANT\n";
     let graph = planned(text, &options()).unwrap();
     assert_eq!(graph.stages[0].base, image("x"));
-    assert_eq!(graph.stages[0].platform, None);
+    assert_eq!(graph.stages[0].platform, Platform::parse("linux/arm64"));
     assert_eq!(
         graph.warnings,
         [
@@ -295,9 +295,14 @@ fn what_cannot_be_planned_is_told_with_its_line() {
             "Containerfile, line 1: can't expand \"${A:?gone}\"",
         ),
         (
-            "FROM --platform=arm a",
+            "FROM --platform=pdp11 a",
             None,
-            "Containerfile, line 1: \"arm\" is no platform: expected OS/ARCHITECTURE[/VARIANT]",
+            "Containerfile, line 1: \"pdp11\" is no platform: expected OS/ARCHITECTURE[/VARIANT], OS or ARCHITECTURE",
+        ),
+        (
+            "FROM --platform=$NONE a",
+            None,
+            "Containerfile, line 1: \"$NONE\" expands to nothing; declare its ARG before the first FROM",
         ),
     ] {
         let options = PlanOptions {
