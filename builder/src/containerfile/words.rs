@@ -125,14 +125,24 @@ impl Fields {
     }
 }
 
+/// What becomes of escapes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Escapes {
+    /// What they escape is text, they are gone.
+    Resolved,
+    /// They stay.
+    Kept,
+    /// They stay for the pattern that is made of the text.
+    OfPattern,
+}
+
 struct Lexer<'a> {
     chars: std::iter::Peekable<std::str::Chars<'a>>,
     escape: char,
     lookup: Lookup<'a>,
     /// False where quotes are plain text.
     quotes: bool,
-    /// True where escapes stay in the text, for the pattern that is made of it.
-    raw_escapes: bool,
+    escapes: Escapes,
     depth: usize,
 }
 
@@ -143,7 +153,7 @@ impl<'a> Lexer<'a> {
             escape,
             lookup,
             quotes: true,
-            raw_escapes: false,
+            escapes: Escapes::Resolved,
             depth: 0,
         }
     }
@@ -161,7 +171,7 @@ impl<'a> Lexer<'a> {
                     out.plain(&value);
                 }
                 c if c == self.escape => {
-                    if self.raw_escapes {
+                    if self.escapes != Escapes::Resolved {
                         out.quoted(c.encode_utf8(&mut [0; 4]));
                     }
                     match self.chars.next() {
@@ -184,6 +194,10 @@ impl<'a> Lexer<'a> {
             if c == '\'' {
                 return Ok(());
             }
+            // the pattern then reads two, which is one as text
+            if self.escapes == Escapes::OfPattern && c == self.escape {
+                out.quoted(c.encode_utf8(&mut [0; 4]));
+            }
             out.quoted(c.encode_utf8(&mut [0; 4]));
         }
         Err(WordError::UnclosedQuote('\''))
@@ -202,7 +216,7 @@ impl<'a> Lexer<'a> {
                 c if c == self.escape => {
                     // also before a character that can't be escaped here: the pattern then reads
                     // two, which is one escape as text
-                    if self.raw_escapes {
+                    if self.escapes != Escapes::Resolved {
                         out.quoted(c.encode_utf8(&mut [0; 4]));
                     }
                     match self.chars.peek().copied() {
@@ -251,8 +265,8 @@ impl<'a> Lexer<'a> {
                 let value = value.filter(|v| !colon || !v.is_empty());
                 self.conditional(&name, value, operator)
             }
-            Some(operator @ ('#' | '%')) => {
-                let text = self.inner('}', true)?;
+            Some(operator @ ('#' | '%')) if !colon => {
+                let text = self.inner('}', Escapes::OfPattern)?;
                 let (longest, text) = match text.strip_prefix(operator) {
                     Some(rest) => (true, rest),
                     None => (false, text.as_str()),
@@ -266,8 +280,8 @@ impl<'a> Lexer<'a> {
             }
             Some('/') if !colon => {
                 let all = self.chars.next_if_eq(&'/').is_some();
-                let pattern = pattern(&self.inner('/', true)?)?;
-                let replacement = self.inner('}', true)?;
+                let pattern = pattern(&self.inner('/', Escapes::OfPattern)?)?;
+                let replacement = self.inner('}', Escapes::Kept)?;
                 let value = value.unwrap_or_default();
                 check_steps(&pattern, &value)?;
                 replaced(&value, &pattern, &replacement, all)
@@ -285,7 +299,7 @@ impl<'a> Lexer<'a> {
         value: Option<String>,
         operator: char,
     ) -> Result<String, WordError> {
-        let word = self.inner('}', false)?;
+        let word = self.inner('}', Escapes::Resolved)?;
         match (operator, value) {
             ('+', Some(_)) | ('-', None) => Ok(word),
             ('+', None) => Ok(String::new()),
@@ -306,15 +320,15 @@ impl<'a> Lexer<'a> {
     }
 
     /// The expanded text up to `stop`.
-    fn inner(&mut self, stop: char, raw_escapes: bool) -> Result<String, WordError> {
+    fn inner(&mut self, stop: char, escapes: Escapes) -> Result<String, WordError> {
         if self.depth == MAX_DEPTH {
             return Err(WordError::Depth);
         }
         self.depth += 1;
-        let outside = std::mem::replace(&mut self.raw_escapes, raw_escapes);
+        let outside = std::mem::replace(&mut self.escapes, escapes);
         let mut out = Fields::default();
         self.run(Some(stop), &mut out)?;
-        self.raw_escapes = outside;
+        self.escapes = outside;
         self.depth -= 1;
         Ok(out.whole)
     }

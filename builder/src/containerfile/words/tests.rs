@@ -7,6 +7,7 @@ fn variable(name: &str) -> Option<String> {
         "spaced" => "two words",
         "empty" | "none" => "",
         "stars" => "**x",
+        "slashed" => "a\\*b",
         "1" => "first",
         _ => return None,
     };
@@ -64,8 +65,12 @@ fn words_expand_as_in_buildkit() {
         ${stars/$none/w}    | w**x
         ${a//$none/-}       | -o-n-e-
         ${a//*/-}           | -
-        ${a:#o}             | ne
-        ${a:%e}             | on
+        ${a:#o}             | error
+        ${a:%e}             | error
+        ${slashed#'a\*'}     | *b
+        ${slashed#"a\\"}     | *b
+        ${slashed/'\'/-}     | a-*b
+        ${a/o/'\n'}          | \nne
         ${a:/e/x}           | error
         ${a:}               | error
         ${a=x}              | error
