@@ -93,12 +93,10 @@ impl Planner<'_> {
         let mut globals = BTreeMap::new();
         self.options.build_platform.args("BUILD", &mut globals);
         self.options.platform.args("TARGET", &mut globals);
-        let named = self.options.target.is_some();
-        let stage = if named {
-            shown(self.file, target)
-        } else {
-            "default".to_owned()
-        };
+        let asked = self.options.target.clone().filter(|name| !name.is_empty());
+        let last = || self.file.stages.get(target)?.name.clone();
+        let stage = asked.or_else(last);
+        let stage = stage.unwrap_or_else(|| "default".to_owned());
         globals.insert("TARGETSTAGE".to_owned(), stage);
         for (name, value) in &self.options.build_args {
             if let Some(predefined) = globals.get_mut(name) {
@@ -331,16 +329,17 @@ impl Planner<'_> {
         }
     }
 
-    /// The named context of this name.
+    /// The named context of this name, however much of an image's name is spelt out.
     fn context(&self, name: &str) -> Option<String> {
+        if ["scratch", "context"].contains(&name.to_lowercase().as_str()) {
+            return None;
+        }
         let names = &self.options.context_names;
-        let latest = name.strip_suffix(":latest");
         let lower = name.to_lowercase();
-        [Some(name), Some(lower.as_str()), latest]
-            .into_iter()
-            .flatten()
-            .find(|name| names.contains(*name))
-            .map(str::to_owned)
+        let wanted = [name, lower.as_str()].map(familiar);
+        let mut known = names.iter();
+        let called = || known.find(|known| wanted.contains(&familiar(known)));
+        names.get(name).or_else(called).cloned()
     }
 
     /// The last stage before `index` of this name.
@@ -395,4 +394,15 @@ impl Planner<'_> {
     fn place(&self, location: &Location) -> Place {
         self.file.place(location)
     }
+}
+
+/// The name of an image without what goes without saying.
+fn familiar(name: &str) -> &str {
+    let hub = ["docker.io/", "index.docker.io/"];
+    let name = hub
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name);
+    let name = name.strip_prefix("library/").unwrap_or(name);
+    name.strip_suffix(":latest").unwrap_or(name)
 }

@@ -121,8 +121,23 @@ fn a_named_context_goes_before_stages_and_images() {
     assert_eq!(graph.stages[0].base, image("Alpine:latest"));
     assert_eq!(graph.stages[0].sources, [[Source::Context("x".to_owned())]]);
 
-    let graph = planned("FROM alpine:latest\n", &contexts(&["alpine"])).unwrap();
-    assert_eq!(graph.stages[0].base, context("alpine"));
+    for (written, known, found) in [
+        ("alpine:latest", "alpine", true),
+        ("alpine", "alpine:latest", true),
+        ("docker.io/library/alpine", "alpine", true),
+        ("alpine:3", "docker.io/alpine:3", true),
+        ("quay.io/alpine", "alpine", false),
+        ("alpine:3", "alpine", false),
+    ] {
+        let graph = planned(&format!("FROM {written}\n"), &contexts(&[known])).unwrap();
+        let expected = match found {
+            true => context(known),
+            false => image(written),
+        };
+        assert_eq!(graph.stages[0].base, expected, "{written}");
+    }
+    let graph = planned("FROM scratch\n", &contexts(&["scratch"])).unwrap();
+    assert_eq!(graph.stages[0].base, StageBase::Scratch);
 }
 
 #[test]
@@ -145,6 +160,7 @@ fn global_variables_are_expanded_in_from_lines() {
             "x:amd64-arm64v8",
         ),
         ("FROM x:$TARGETSTAGE", vec![], "x:default"),
+        ("FROM x:$TARGETSTAGE AS last", vec![], "x:last"),
         // not declared, so not visible
         ("FROM x$A", vec![("A", "z")], "x"),
     ] {
