@@ -1,5 +1,8 @@
 //! What does each instruction change in the image's configuration, and how does the history name it?
 
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value, json};
 
 use super::{StageState, StateError};
@@ -176,6 +179,9 @@ fn argv(state: &StageState, command: &CommandForm) -> Vec<String> {
 
 fn expose(state: &mut StageState, words: &[Word]) -> Result<String, StateError> {
     let mut ports = Vec::new();
+    // as the history of other builders has them
+    let mut words: Vec<&Word> = words.iter().collect();
+    words.sort_by_key(|word| &word.0);
     for word in words {
         for spec in state.split(word)? {
             ports.extend(port_range(&spec).ok_or(StateError::Port(spec))?);
@@ -189,21 +195,35 @@ fn expose(state: &mut StageState, words: &[Word]) -> Result<String, StateError> 
 }
 
 /// `[[ADDRESS:]HOST:]PORT[-LAST][/PROTOCOL]` → `PORT/protocol` for each; what belongs to the host
-/// means nothing in an image.
+/// means nothing in an image, but must make sense.
 fn port_range(spec: &str) -> Option<Vec<String>> {
-    let (range, protocol) = spec.split_once('/').unwrap_or((spec, "tcp"));
-    let protocol = protocol.to_ascii_lowercase();
-    if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
+    let (of_host, port) = spec.rsplit_once(':').unwrap_or(("", spec));
+    let (range, protocol) = port.split_once('/').unwrap_or((port, ""));
+    let protocol = match protocol.to_ascii_lowercase().as_str() {
+        "" | "tcp" => "tcp",
+        "udp" => "udp",
+        "sctp" => "sctp",
+        _ => return None,
+    };
+    let ports = ports(range)?;
+    let (address, host) = of_host.rsplit_once(':').unwrap_or(("", of_host));
+    let address = address
+        .strip_prefix('[')
+        .map_or(Some(address), |rest| rest.strip_suffix(']'))?;
+    if !address.is_empty() && address.parse::<IpAddr>().is_err() {
         return None;
     }
-    let range = range.rsplit_once(':').map_or(range, |(_, port)| port);
+    if !host.is_empty() && self::ports(host)?.len() != ports.len() && ports.len() > 1 {
+        return None;
+    }
+    Some(ports.map(|port| format!("{port}/{protocol}")).collect())
+}
+
+/// `FIRST[-LAST]`
+fn ports(range: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = range.split_once('-').unwrap_or((range, range));
     let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-    (first <= last).then(|| {
-        (first..=last)
-            .map(|port| format!("{port}/{protocol}"))
-            .collect()
-    })
+    (first <= last).then_some(first..=last)
 }
 
 fn volume(state: &mut StageState, words: &[Word]) -> Result<String, StateError> {

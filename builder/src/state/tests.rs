@@ -98,7 +98,7 @@ ONBUILD RUN echo hi"#,
             "WORKDIR /srv/./www/",
             "WORKDIR /srv/data",
             "USER 1:0",
-            "EXPOSE [80/tcp 443/udp 7000/tcp 7001/tcp 91/tcp]",
+            "EXPOSE [91/tcp 443/udp 7000/tcp 7001/tcp 80/tcp]",
             "STOPSIGNAL SIGTERM",
             "VOLUME [/v /w1]",
             "SHELL [/bin/bash -c]",
@@ -281,6 +281,14 @@ fn what_makes_no_sense_is_refused() {
             "EXPOSE 1/icmp",
             "invalid port \"1/icmp\": expected PORT[-LAST][/tcp|/udp|/sctp]",
         ),
+        (
+            "EXPOSE x:80:80",
+            "invalid port \"x:80:80\": expected PORT[-LAST][/tcp|/udp|/sctp]",
+        ),
+        (
+            "EXPOSE 1-2:3-5",
+            "invalid port \"1-2:3-5\": expected PORT[-LAST][/tcp|/udp|/sctp]",
+        ),
         ("STOPSIGNAL SIGNOPE", "invalid signal \"SIGNOPE\""),
         ("STOPSIGNAL 0", "invalid signal \"0\""),
         ("VOLUME $none", "VOLUME of an empty string"),
@@ -297,6 +305,8 @@ fn what_makes_no_sense_is_refused() {
         "STOPSIGNAL 9",
         "STOPSIGNAL rtmin+3",
         "EXPOSE 65535/sctp",
+        "EXPOSE 80/",
+        "EXPOSE [::1]:80:80 :81 1-2:3",
         "EXPOSE $none",
     ] {
         assert!(applied(good, scope(&[], &[])).is_ok(), "{good}");
