@@ -245,7 +245,7 @@ fn healthcheck(state: &mut StageState, check: &Healthcheck) -> String {
     let text = match check {
         Healthcheck::None => {
             value.insert("Test".to_owned(), json!(["NONE"]));
-            "HEALTHCHECK NONE".to_owned()
+            health_text(&["NONE".to_owned()], [None; 4], None)
         }
         Healthcheck::Command {
             command,
@@ -263,7 +263,13 @@ fn healthcheck(state: &mut StageState, check: &Healthcheck) -> String {
                     test
                 }
             };
-            let text = format!("HEALTHCHECK {}", quoted(&test));
+            let nanos = [
+                *interval_nanos,
+                *timeout_nanos,
+                *start_period_nanos,
+                *start_interval_nanos,
+            ];
+            let text = health_text(&test, nanos, *retries);
             value.insert("Test".to_owned(), json!(test));
             let times = [
                 ("Interval", interval_nanos),
@@ -286,20 +292,58 @@ fn healthcheck(state: &mut StageState, check: &Healthcheck) -> String {
     text
 }
 
+/// As Go prints the fields.
+fn health_text(test: &[String], nanos: [Option<u64>; 4], retries: Option<u32>) -> String {
+    let [interval, timeout, start_period, start_interval] =
+        nanos.map(|nanos| duration(nanos.unwrap_or(0)));
+    format!(
+        "HEALTHCHECK {{Test:{} Interval:{interval} Timeout:{timeout} StartPeriod:{start_period} StartInterval:{start_interval} Retries:{}}}",
+        bracketed(test),
+        retries.unwrap_or(0),
+    )
+}
+
+/// As Go writes a duration of none or of at least a millisecond: `1h0m0.5s`, `1.5ms`.
+fn duration(nanos: u64) -> String {
+    let fraction = |value: u64, unit: u64| {
+        let digits = format!("{:0width$}", value % unit, width = unit.ilog10() as usize);
+        let digits = digits.trim_end_matches('0');
+        match digits {
+            "" => (value / unit).to_string(),
+            digits => format!("{}.{digits}", value / unit),
+        }
+    };
+    if (1..1_000_000_000).contains(&nanos) {
+        return format!("{}ms", fraction(nanos, 1_000_000));
+    }
+    let (minutes, rest) = (nanos / 60_000_000_000, nanos % 60_000_000_000);
+    let seconds = fraction(rest, 1_000_000_000);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
 fn describe_transfer(
     state: &StageState,
     instruction: &str,
     transfer: &Transfer,
 ) -> Result<String, StateError> {
     let mut text = instruction.to_owned();
-    if let Some(from) = &transfer.from {
-        text.push_str(&format!(" --from={}", from.0));
+    if transfer.parents {
+        text.push_str(" --parents");
     }
-    for heredoc in &transfer.heredocs {
-        text.push_str(&format!(" <<{}", heredoc.name));
+    for (flag, value) in [("chown", &transfer.chown), ("chmod", &transfer.chmod)] {
+        if let Some(value) = value {
+            text.push_str(&format!(" --{flag}={}", value.0));
+        }
     }
     for source in &transfer.sources {
         text.push_str(&format!(" {}", source.0));
+    }
+    for heredoc in &transfer.heredocs {
+        text.push_str(&format!(" <<{}", heredoc.name));
     }
     text.push_str(&format!(" {}", state.expand(&transfer.destination)?));
     Ok(text)
@@ -314,8 +358,27 @@ fn bracketed(values: &[String]) -> String {
 }
 
 fn quoted(values: &[String]) -> String {
-    let values: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
+    let values: Vec<String> = values.iter().map(|value| go_quoted(value)).collect();
     format!("[{}]", values.join(" "))
+}
+
+fn go_quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            '\t' | '\r' | '\n' | '\\' | '"' => out.extend(c.escape_default()),
+            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if c.is_control() || (c.is_whitespace() && c != ' ') => {
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }
 
 /// Linux signals that have a name, without SIG.

@@ -104,10 +104,38 @@ ONBUILD RUN echo hi"#,
             "SHELL [/bin/bash -c]",
             r#"CMD ["/bin/bash" "-c" "echo $A"]"#,
             r#"ENTRYPOINT ["/init" "$A"]"#,
-            r#"HEALTHCHECK ["CMD" "true"]"#,
+            "HEALTHCHECK {Test:[CMD true] Interval:30s Timeout:0s StartPeriod:0s StartInterval:0s Retries:2}",
             "ONBUILD RUN echo hi",
         ]
     );
+}
+
+#[test]
+fn the_history_has_the_texts_of_buildkit() {
+    for (line, text) in [
+        (
+            "COPY --from=x --chmod=700 --chown=1:$B --link $A b /c/",
+            "COPY --chown=1:$B --chmod=700 $A b /c/",
+        ),
+        ("COPY --parents a /c", "COPY --parents a /c"),
+        ("ADD a <<EOF b <<F /c/\nEOF\nF", "ADD a b <<EOF <<F /c/"),
+        (
+            "HEALTHCHECK NONE",
+            "HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}",
+        ),
+        (
+            "HEALTHCHECK --interval=1m30s --timeout=1500us --start-period=1h --start-interval=2h3m4.5s --retries=7 CMD a  b",
+            "HEALTHCHECK {Test:[CMD-SHELL a  b] Interval:1m30s Timeout:1.5ms StartPeriod:1h0m0s StartInterval:2h3m4.5s Retries:7}",
+        ),
+        (
+            r#"CMD ["a\tb'\"", "é\u0007\u0001\\"]"#,
+            r#"CMD ["a\tb'\"" "é\a\x01\\"]"#,
+        ),
+        ("EXPOSE 443 80", "EXPOSE [443/tcp 80/tcp]"),
+    ] {
+        let (_, history) = applied(line, scope(&[], &[])).unwrap();
+        assert_eq!(history, [text], "{line}");
+    }
 }
 
 #[test]
