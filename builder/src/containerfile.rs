@@ -4,6 +4,8 @@
 //! `builder/DIFFERENCES.md` says otherwise. Parsing never opens a file and expands no variable: expansion needs the environment of a
 //! base image, so a [`Word`] stays raw until the step that uses it runs.
 
+use std::borrow::Cow;
+
 pub mod graph;
 pub mod mounts;
 pub mod parse;
@@ -153,7 +155,7 @@ pub struct ArgDeclaration {
 pub struct Heredoc {
     /// The delimiter without quotes.
     pub name: String,
-    /// Body with line ends; tabs already stripped for `<<-`.
+    /// Body with line ends, as written.
     pub content: String,
     /// False if the delimiter was quoted.
     pub expand: bool,
@@ -162,6 +164,16 @@ pub struct Heredoc {
 }
 
 impl Heredoc {
+    /// The body without what `<<-` takes from its lines.
+    #[must_use]
+    pub fn body(&self) -> Cow<'_, str> {
+        if !self.strip_tabs {
+            return Cow::Borrowed(&self.content);
+        }
+        let lines = self.content.split_inclusive('\n');
+        Cow::Owned(lines.map(|line| line.trim_start_matches('\t')).collect())
+    }
+
     /// Of its body and its end.
     fn lines(&self) -> usize {
         self.content.matches('\n').count() + 1

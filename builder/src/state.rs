@@ -192,10 +192,10 @@ impl StageState {
     /// [`StateError::Expand`].
     pub fn inline_file(&self, heredoc: &Heredoc) -> Result<String, StateError> {
         if !heredoc.expand {
-            return Ok(heredoc.content.clone());
+            return Ok(heredoc.body().into_owned());
         }
         // Whatever the file's own escape is, as in a shell.
-        words::expand_text(&heredoc.content, '\\', &|name| self.lookup(name)).map_err(|source| {
+        words::expand_text(&heredoc.body(), '\\', &|name| self.lookup(name)).map_err(|source| {
             StateError::Expand {
                 word: format!("<<{}", heredoc.name),
                 source,

@@ -33,14 +33,15 @@ pub(super) fn command_line(
     if let [only] = heredocs
         && is_bare_heredoc(line)
     {
-        if only.content.starts_with("#!") {
+        let body = only.body().into_owned();
+        if body.starts_with("#!") {
             let path = format!("{SCRIPT_DIRECTORY}/{}", only.name);
             return RunCommand {
                 argv: vec![path.clone()],
-                files: vec![(path, only.content.clone().into_bytes())],
+                files: vec![(path, body.into_bytes())],
             };
         }
-        return with_shell(shell, only.content.clone());
+        return with_shell(shell, body);
     }
     let mut script = line.clone();
     for heredoc in heredocs {

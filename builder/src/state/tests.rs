@@ -256,6 +256,10 @@ fn a_run_is_a_line_an_array_a_script_or_a_line_with_documents() {
     );
     assert_eq!(run("RUN <<EOF\na\n$b\nEOF"), shell("a\n$b\n"));
     assert_eq!(run("RUN <<-'EOF'\n\ta\n\tEOF"), shell("a\n"));
+    assert_eq!(
+        run("RUN cat <<-EOF\n\ta\n\tEOF"),
+        shell("cat <<-EOF\n\ta\nEOF")
+    );
     assert_eq!(run("RUN 3<<\"E F\"\na\nE F"), shell("a\n"));
     assert_eq!(run("RUN <<EOF b\na\nEOF"), shell("<<EOF b\na\nEOF"));
     assert_eq!(
@@ -289,6 +293,12 @@ fn inline_files_are_expanded_unless_their_delimiter_is_quoted() {
     };
     assert_eq!(state.inline_file(&file(true)).unwrap(), "\"1\" $A\n");
     assert_eq!(state.inline_file(&file(false)).unwrap(), "\"$A\" \\$A\n");
+    let indented = Heredoc {
+        content: "\t\t$A\n\n\t b\n".to_owned(),
+        strip_tabs: true,
+        ..file(true)
+    };
+    assert_eq!(state.inline_file(&indented).unwrap(), "1\n\n b\n");
     let mut backticks = state;
     backticks.scope.escape = '`';
     assert_eq!(backticks.inline_file(&file(true)).unwrap(), "\"1\" $A\n");

@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
                 if line.trim_end_matches(['\n', '\r']) == heredoc.name {
                     break;
                 }
-                heredoc.content.push_str(line);
+                heredoc.content.push_str(raw);
             }
         }
         logical.last_line = self.next.max(logical.last_line);
@@ -185,7 +185,8 @@ pub(super) fn heredoc(word: &str) -> Option<Heredoc> {
     if rest.is_empty() || rest.contains('<') {
         return None;
     }
-    let quoted = rest.contains(['"', '\'', '\\']);
+    // a backslash before the name doesn't keep variables from being replaced, as it does in a shell
+    let quoted = rest.contains(['"', '\'']);
     let name: String = rest
         .chars()
         .filter(|c| !matches!(c, '"' | '\'' | '\\'))

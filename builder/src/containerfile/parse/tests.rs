@@ -175,6 +175,10 @@ fn every_instruction_has_its_forms() {
         Instruction::Onbuild("RUN echo hi".to_owned())
     );
     assert_eq!(
+        only("ONBUILD RUN cat <<-EOF\n\thi\n\tEOF"),
+        Instruction::Onbuild("RUN cat <<-EOF\n\thi\nEOF".to_owned())
+    );
+    assert_eq!(
         only("ARG a b=c"),
         Instruction::Arg(vec![
             ArgDeclaration {
@@ -212,7 +216,7 @@ fn every_instruction_has_its_forms() {
             },
             Heredoc {
                 name: "b".into(),
-                content: "2\n".into(),
+                content: "\t2\n".into(),
                 expand: false,
                 strip_tabs: true
             },
@@ -252,6 +256,27 @@ fn a_flag_with_nothing_behind_its_sign_is_none_and_a_switch_is_true_or_false_in_
     ] {
         let parsed = parse(&format!("FROM scratch\n{line}\n"), "f");
         assert!(parsed.is_err(), "{line}");
+    }
+}
+
+#[test]
+fn only_quotes_keep_variables_of_a_heredoc() {
+    for (word, name, expand) in [
+        ("<<EOF", "EOF", true),
+        ("<<\\EOF", "EOF", true),
+        ("<<'EOF'", "EOF", false),
+        ("<<\"EOF\"", "EOF", false),
+        ("<<E'O'F", "EOF", false),
+    ] {
+        let Instruction::Copy(copy) = only(&format!("COPY {word} /x\n{name}")) else {
+            panic!("a COPY")
+        };
+        let heredoc = &copy.heredocs[0];
+        assert_eq!(
+            (heredoc.name.as_str(), heredoc.expand),
+            (name, expand),
+            "{word}"
+        );
     }
 }
 
