@@ -99,6 +99,16 @@ fn steps_see_what_their_mounts_show_and_nothing_of_it_stays() {
                 &["700 1000 1001"],
             ),
             (
+                "RUN --mount=type=cache,target=/c/d/ echo 1 > /c/d/f\nWORKDIR /c\nRUN --mount=type=cache,target=/c/./d cat d/f\nRUN --mount=type=cache,target=e echo 2 > e/f\nWORKDIR /w\nRUN --mount=type=cache,target=e cat e/f\n",
+                &[],
+                &["1", "2"],
+            ),
+            (
+                "RUN --mount=type=secret,id=a/s cat /run/secrets/s; echo\n",
+                &["--secret", "id=a/s,src=SECRET"],
+                &["hush"],
+            ),
+            (
                 "RUN --mount=type=cache,target=/c,from=base,source=/etc ls /c\n",
                 &[],
                 &["group", "passwd"],

@@ -81,6 +81,18 @@ pub struct InvalidMount {
 /// What `type=` may be.
 const TYPES: [&str; 4] = ["bind", "cache", "tmpfs", "secret"];
 
+/// These may stand without a value.
+const SWITCHES: [&str; 8] = [
+    "ro",
+    "readonly",
+    "rw",
+    "readwrite",
+    "required",
+    "z",
+    "relabel",
+    "bind-nonrecursive",
+];
+
 /// Accepted for every type: SELinux labels and propagation have no meaning in a build's own namespaces.
 const COMMON: [&str; 9] = [
     "target",
@@ -147,6 +159,9 @@ impl MountFlag {
     /// `from=`, where it means something.
     #[must_use]
     pub fn from(&self) -> Option<&Word> {
+        if self.kind().eq_ignore_ascii_case("tmpfs") {
+            return None;
+        }
         let mut options = self.options.iter().rev();
         options
             .find(|(key, _)| key == "from")
@@ -183,17 +198,20 @@ impl MountFlag {
     fn known_options(&self, kind: &str) -> Result<String, InvalidMount> {
         let kind = kind.to_ascii_lowercase();
         let own: &[&str] = match kind.as_str() {
+            // what means nothing for a type but is no mistake, either
             "bind" => &[
                 "from",
                 "source",
                 "src",
+                "id",
+                "env",
                 "bind-propagation",
                 "bind-nonrecursive",
             ],
             "cache" => &[
-                "id", "from", "source", "src", "sharing", "mode", "uid", "gid",
+                "id", "from", "source", "src", "sharing", "mode", "uid", "gid", "env",
             ],
-            "tmpfs" => &["size", "tmpfs-size"],
+            "tmpfs" => &["size", "tmpfs-size", "from", "source", "src", "id", "env"],
             "secret" => &[
                 "id", "source", "src", "required", "mode", "uid", "gid", "env",
             ],
@@ -210,12 +228,16 @@ impl MountFlag {
             }
         };
         let known = |key: &str| key == "type" || own.contains(&key) || COMMON.contains(&key);
-        match self.options.iter().find(|(key, _)| !known(key)) {
-            Some((key, _)) => {
-                let known = [&["type"], own, &COMMON].concat();
-                let suggestion = did_you_mean(nearest(key, &known));
-                Err(self.bad(format!("type={kind} has no option {key}{suggestion}")))
-            }
+        if let Some((key, _)) = self.options.iter().find(|(key, _)| !known(key)) {
+            let known = [&["type"], own, &COMMON].concat();
+            let suggestion = did_you_mean(nearest(key, &known));
+            return Err(self.bad(format!("type={kind} has no option {key}{suggestion}")));
+        }
+        let lacks_value = |(key, value): &&(String, Option<Word>)| {
+            value.is_none() && !SWITCHES.contains(&key.as_str())
+        };
+        match self.options.iter().find(lacks_value) {
+            Some((key, _)) => Err(self.bad(format!("{key} needs a value: write {key}=…"))),
             None => Ok(kind),
         }
     }
@@ -386,6 +408,8 @@ mod tests {
                 "type=cache has no option shring; did you mean sharing?",
             ),
             ("type=tmpfs,target=/x,q", "type=tmpfs has no option q"),
+            ("type=secret,id=x,from=y", "type=secret has no option from"),
+            ("type=cache,target", "target needs a value: write target=…"),
             (
                 "type=tmpfs,target=/x,sharing=locked",
                 "type=tmpfs has no option sharing",
@@ -395,6 +419,19 @@ mod tests {
             let error = MountFlag::new(text).check().unwrap_err();
             assert_eq!(error.wanted, wanted, "{text}");
         }
+    }
+
+    #[test]
+    fn an_option_that_means_nothing_for_a_type_is_no_mistake() {
+        for text in [
+            "type=bind,target=/x,id=a,env=b",
+            "type=cache,target=/x,env=b",
+            "type=tmpfs,target=/x,id=a,from=b,source=c",
+        ] {
+            assert_eq!(MountFlag::new(text).check(), Ok(()), "{text}");
+        }
+        let tmpfs = MountFlag::new("type=tmpfs,target=/x,from=b");
+        assert_eq!(tmpfs.from(), None);
     }
 
     #[test]

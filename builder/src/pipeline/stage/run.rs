@@ -8,6 +8,7 @@ use super::{Current, Stages, StepError, make_folder};
 use crate::containerfile::Run;
 use crate::containerfile::graph::Source;
 use crate::containerfile::mounts::{InvalidMount, Mount, MountFlag, MountKind};
+use crate::copy::clean;
 use crate::progress::Event;
 use crate::root::Root;
 use crate::sandbox::{Access, ExitStatus, MountSpec, RunError, RunSpec, StepMount, run};
@@ -185,8 +186,11 @@ impl Stages<'_> {
                 uid,
                 gid,
             } => {
+                // as it is written, whatever the working directory is
+                let id = id
+                    .filter(|id| !id.is_empty())
+                    .unwrap_or_else(|| cleaned(target.as_deref().unwrap_or_default()));
                 let target = inside(target)?;
-                let id = id.unwrap_or_else(|| target.to_string_lossy().into_owned());
                 let path = path.unwrap_or_else(|| "/".to_owned());
                 let filled = match source {
                     Source::Empty => None,
@@ -242,7 +246,7 @@ impl Stages<'_> {
                 }
                 let target = match target {
                     target @ Some(_) => inside(target)?,
-                    None => Path::new(SECRETS_DIRECTORY).join(&id),
+                    None => Path::new(SECRETS_DIRECTORY).join(last(&id).unwrap_or_default()),
                 };
                 let kind = StepMount::File {
                     content: secret.0.clone(),
@@ -254,5 +258,14 @@ impl Stages<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The path without `.`, `..` and slashes that change nothing.
+fn cleaned(path: &str) -> String {
+    let clean = clean(path).to_string_lossy().into_owned();
+    match path.starts_with('/') {
+        true => format!("/{clean}"),
+        false => clean,
     }
 }
