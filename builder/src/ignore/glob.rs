@@ -13,7 +13,7 @@ enum Token {
     One,
     /// `*`
     Star,
-    /// `**` at the end.
+    /// `**` at the end, or before plain text.
     Anything,
     /// `**/`, or `**` before something.
     Directories,
@@ -28,6 +28,16 @@ impl Glob {
     /// `None` if it is no pattern.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut tokens = Vec::new();
+        // other builders take `**` before plain text for any beginning, also of a name
+        if let Some(end) = text.strip_prefix("**")
+            && !end.is_empty()
+            && !end.starts_with('/')
+            && !end.contains(['*', '?', '[', ']', '\\'])
+        {
+            tokens.push(Token::Anything);
+            tokens.extend(end.chars().map(Token::Literal));
+            return Some(Self { tokens });
+        }
         let mut chars = text.chars().peekable();
         while let Some(c) = chars.next() {
             tokens.push(match c {
