@@ -181,8 +181,19 @@ pub fn copy(
     let mut copier = Copier::new(request, from, ignore, into);
     if request.parents {
         into.create_directories(&target, parent_owner)?;
+        let mut missing = None;
         for source in &request.sources {
-            with_parents(source, &mut copier, &target)?;
+            match with_parents(source, &mut copier, &target) {
+                Err(error @ CopyError::NotFound { .. }) if pattern::is_pattern(source) => {
+                    missing = Some(error);
+                }
+                result => result?,
+            }
+        }
+        if let Some(error) = missing
+            && copier.summary == CopySummary::default()
+        {
+            return Err(error);
         }
         others(request, &mut copier, into, &target, true)?;
         return Ok(copier.summary);
@@ -273,7 +284,7 @@ fn with_parents(source: &str, copier: &mut Copier<'_>, target: &Path) -> Result<
     let invalid = |_| InvalidPattern(source.to_owned());
     copier.only = match pattern.as_str() {
         "" => None,
-        pattern => Some(Ignore::parse(&format!("**\n!{pattern}")).map_err(invalid)?),
+        pattern => Some(Ignore::of(["**", &format!("!{pattern}")]).map_err(invalid)?),
     };
     let canonical = copier.from.canonical(&clean(pivot))?;
     let before = copier.summary;

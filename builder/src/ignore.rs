@@ -85,27 +85,21 @@ impl Ignore {
             if written.starts_with('#') {
                 continue;
             }
-            let trimmed = written.trim();
-            let (includes, body) = match trimmed.strip_prefix('!') {
-                Some(body) => (true, body.trim()),
-                None => (false, trimmed),
-            };
-            if body.is_empty() {
-                if includes {
-                    return Err(IgnoreError::Empty { line });
-                }
-                continue;
+            patterns.extend(Pattern::read(line, written)?);
+        }
+        Ok(Self { patterns })
+    }
+
+    /// Takes patterns that stand in no file: nothing is a comment, and a leading `/` is part of the pattern, which then matches nothing.
+    ///
+    /// # Errors
+    /// [`IgnoreError`], of class user; its line is the number of the pattern.
+    pub fn of<'a>(written: impl IntoIterator<Item = &'a str>) -> Result<Self, IgnoreError> {
+        let mut patterns = Vec::new();
+        for (number, written) in (1..).zip(written) {
+            if !written.trim().trim_start_matches('!').starts_with('/') {
+                patterns.extend(Pattern::read(number, written)?);
             }
-            let text = clean(body);
-            let glob = Glob::parse(&text).ok_or_else(|| IgnoreError::Pattern {
-                line,
-                pattern: trimmed.to_owned(),
-            })?;
-            patterns.push(Pattern {
-                glob,
-                text,
-                includes,
-            });
         }
         Ok(Self { patterns })
     }
@@ -135,6 +129,31 @@ impl Ignore {
 }
 
 impl Pattern {
+    /// None if there is only white space.
+    fn read(line: usize, written: &str) -> Result<Option<Self>, IgnoreError> {
+        let trimmed = written.trim();
+        let (includes, body) = match trimmed.strip_prefix('!') {
+            Some(body) => (true, body.trim()),
+            None => (false, trimmed),
+        };
+        if body.is_empty() {
+            return match includes {
+                true => Err(IgnoreError::Empty { line }),
+                false => Ok(None),
+            };
+        }
+        let text = clean(body);
+        let glob = Glob::parse(&text).ok_or_else(|| IgnoreError::Pattern {
+            line,
+            pattern: trimmed.to_owned(),
+        })?;
+        Ok(Some(Self {
+            glob,
+            text,
+            includes,
+        }))
+    }
+
     fn matches_path_or_parent(&self, path: &str) -> bool {
         let parents = path.match_indices('/').map(|(at, _)| &path[..at]);
         parents.chain([path]).any(|path| self.glob.is_match(path))

@@ -371,6 +371,16 @@ fn files_arrive_as_buildkit_would_put_them() {
                 &["/1/sub/y /1/sub/z.md /1/x /2/x /3/sub/y /3/sub/z.md /3/x "],
             ),
             (
+                "ENV X=x\nCOPY --exclude=$X --exclude=#x --exclude=/x d /1\nRUN find /1 -type f | sort | tr '\\n' ' '; echo\n",
+                &[],
+                &["/1/sub/y /1/sub/z.md /1/x "],
+            ),
+            (
+                "RUN mkdir -m 711 /d && chown 5 /d\nCOPY --parents --chown=ann --chmod=600 d/x /\nRUN stat -c '%a %u' /d/x /d\n",
+                &[],
+                &["600 1000", "755 5"],
+            ),
+            (
                 "WORKDIR /w\nCOPY ../a.txt ./d/../b.txt .\nCOPY [ab].txt g/\nRUN find . -type f | sort | tr '\\n' ' '; echo\n",
                 &[],
                 &["./a.txt ./b.txt ./g/a.txt ./g/b.txt "],

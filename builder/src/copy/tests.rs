@@ -557,3 +557,32 @@ fn a_tree_or_archive_deeper_than_an_image_may_be_is_refused_with_its_path() {
         }
     }
 }
+
+#[test]
+fn directories_that_only_lead_to_what_is_copied_keep_their_owner() {
+    let Some(roots) = roots() else { return };
+    let there = roots.into.path().join("d");
+    fs::create_dir(&there).unwrap();
+    std::os::unix::fs::chown(&there, Some(5), Some(6)).unwrap();
+    fs::set_permissions(&there, fs::Permissions::from_mode(0o711)).unwrap();
+    let request = CopyRequest {
+        parents: true,
+        owner: Some((7, 8)),
+        mode: Some("u=rwX,go=".parse().unwrap()),
+        ..request(&["d/sub/two", "none*"], "/")
+    };
+    copy(&request, &roots.from, None, &roots.into).unwrap();
+    assert_eq!(
+        added(&roots),
+        [
+            "d/ 755 5:6",
+            "d/sub/ 700 7:8",
+            "d/sub/two 600 7:8 d/sub/two"
+        ]
+    );
+    let nothing = CopyRequest {
+        sources: vec!["none*".to_owned()],
+        ..request
+    };
+    assert!(copy(&nothing, &roots.from, None, &roots.into).is_err());
+}

@@ -148,7 +148,7 @@ impl<'a> Copier<'a> {
             let metadata =
                 look(&self.from.path().join(&source)).map_err(failed("look at", &source))?;
             let is_directory = is_directory(&metadata);
-            let verdict = self.verdict(&source, &below, is_directory);
+            let (verdict, leads_only) = self.verdict(&source, &below, is_directory);
             if verdict == Verdict::Excluded {
                 continue;
             }
@@ -172,10 +172,15 @@ impl<'a> Copier<'a> {
             }
             if verdict == Verdict::Descend {
                 let depth = pending.len();
+                let was_there = self.into.file_type(&target)? == Some(FileType::Directory);
                 pending.push(target.clone());
                 self.directory(&source, &target, &below, pending)?;
                 if pending.len() <= depth {
-                    self.finish(&source, &metadata, &target, FileType::Directory)?;
+                    if leads_only && was_there {
+                        self.give_mode(&metadata, &target)?;
+                    } else {
+                        self.finish(&source, &metadata, &target, FileType::Directory)?;
+                    }
                 }
                 pending.truncate(depth);
                 continue;
@@ -189,7 +194,9 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    fn verdict(&self, source: &Path, below: &Path, is_directory: bool) -> Verdict {
+    /// What happens to an entry; true for a directory that is not copied itself and only leads to what is: no `--chown` and no `--chmod` is about one that is
+    /// there already. What an ignore file hides but for something below is a directory like any other.
+    fn verdict(&self, source: &Path, below: &Path, is_directory: bool) -> (Verdict, bool) {
         let of = |rule: Option<Rule<'_>>, path: &Path| {
             rule.map_or(Verdict::Included, |rule| rule(path, is_directory))
         };
@@ -199,13 +206,14 @@ impl<'a> Copier<'a> {
             of(self.request.exclude, below),
             only.map_or(Verdict::Included, |only| verdict(only, below, is_directory)),
         ];
-        if all.contains(&Verdict::Excluded) {
+        let verdict = if all.contains(&Verdict::Excluded) {
             Verdict::Excluded
         } else if all.contains(&Verdict::Descend) {
             Verdict::Descend
         } else {
             Verdict::Included
-        }
+        };
+        (verdict, all[1..].contains(&Verdict::Descend))
     }
 
     fn make_directory(&self, target: &Path) -> Result<(), CopyError> {
@@ -299,6 +307,16 @@ impl<'a> Copier<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Gives a directory the mode of its source and nothing else.
+    fn give_mode(&self, metadata: &Stat, target: &Path) -> Result<(), CopyError> {
+        attributes::chmod(
+            CWD,
+            &self.into.path().join(target),
+            metadata.st_mode & 0o7777,
+        )
+        .map_err(|error| failed("set the mode of", target)(error.into()))
     }
 
     fn attributes(&self, metadata: &Stat) -> Attributes {

@@ -100,3 +100,18 @@ fn many_stars_cost_no_more_than_pattern_times_path() {
     let ignore = Ignore::parse(&"**/*a".repeat(50)).unwrap();
     assert!(!ignore.is_excluded(&"b/".repeat(200)));
 }
+
+#[test]
+fn patterns_of_no_file_are_taken_as_they_are() {
+    let ignore = Ignore::of(["#a", " b ", "", "/c", "d", "!d/e"]).unwrap();
+    for (path, excluded) in [
+        ("#a", true),
+        ("b", true),
+        ("c", false),
+        ("d/f", true),
+        ("d/e", false),
+    ] {
+        assert_eq!(ignore.is_excluded(path), excluded, "{path}");
+    }
+    assert!(Ignore::of(["a", "["]).is_err());
+}

@@ -65,8 +65,9 @@ impl Stages<'_> {
             Some(mode) => Some(mode.parse()?),
             None => None,
         };
-        let exclude = state.expand_all(&transfer.exclude)?.join("\n");
-        let exclude = Ignore::parse(&exclude).map_err(StepError::Exclude)?;
+        // As it is written: no variable is replaced in it.
+        let exclude = transfer.exclude.iter().map(|word| word.0.as_str());
+        let exclude = Ignore::of(exclude).map_err(StepError::Exclude)?;
         let exclude = |path: &Path, is_directory: bool| verdict(&exclude, path, is_directory);
         let request = CopyRequest {
             sources: local,
