@@ -205,13 +205,13 @@ fn told(url: &Url) -> String {
     )
 }
 
+/// The last part of the decoded path that isn't empty.
 fn file_name(url: &Url) -> String {
-    let last = url.path().rsplit('/').next().unwrap_or_default();
-    let name = percent_decoded(last);
-    match name.as_str() {
-        "" | "." | ".." => UNNAMED.to_owned(),
-        name if name.contains(['/', '\0']) => UNNAMED.to_owned(),
-        _ => name,
+    let path = percent_decoded(url.path());
+    match path.trim_end_matches('/').rsplit('/').next() {
+        None | Some("" | "." | "..") => UNNAMED.to_owned(),
+        Some(name) if name.contains('\0') => UNNAMED.to_owned(),
+        Some(name) => name.to_owned(),
     }
 }
 
@@ -239,9 +239,10 @@ mod tests {
             ("https://example.com/", UNNAMED, "https://example.com/"),
             (
                 "http://example.com/a/..%2Fb",
-                UNNAMED,
+                "b",
                 "http://example.com/a/..%2Fb",
             ),
+            ("http://example.com/a/b//", "b", "http://example.com/a/b//"),
         ] {
             let url = Url::parse(url).unwrap();
             assert_eq!(

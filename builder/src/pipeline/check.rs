@@ -60,7 +60,7 @@ fn unsupported(instruction: &Instruction) -> Option<(&'static str, String)> {
 }
 
 /// As BuildKit tells a repository from a file.
-fn is_git(source: &str) -> bool {
+pub(super) fn is_git(source: &str) -> bool {
     let schemes = ["git://", "git@", "ssh://"];
     let path = source.split(['#', '?']).next().unwrap_or_default();
     let is_web = is_url(source) && path.ends_with(".git");

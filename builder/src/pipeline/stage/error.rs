@@ -84,6 +84,9 @@ pub enum StepError {
     /// `--checksum` of something else than one file that is fetched.
     #[error("--checksum is for one source, and that a URL")]
     ChecksumOfWhat,
+    /// ADD of what is a git repository once its variables are replaced.
+    #[error("ADD of the git repository {0:?} is not supported")]
+    Git(String),
     /// ADD of a remote file.
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -110,6 +113,7 @@ impl Classify for StepError {
             | Self::Mount(_)
             | Self::Checksum(_)
             | Self::ChecksumOfWhat
+            | Self::Git(_)
             | Self::NoSecret { .. }
             | Self::SecretIsNoText { .. } => Class::CONTENT,
             Self::Short { source, .. } => source.class(),

@@ -9,6 +9,7 @@ use crate::copy::{CopyRequest, Remote, copy, verdict};
 use crate::digest::Digest;
 use crate::fetch::fetch;
 use crate::ignore::Ignore;
+use crate::pipeline::check::is_git;
 use crate::root::Root;
 use crate::state::StateError;
 
@@ -34,8 +35,11 @@ impl Stages<'_> {
             let content = state.inline_file(heredoc)?.into_bytes();
             inline.push((heredoc.name.clone(), content));
         }
-        let (urls, local): (Vec<_>, Vec<_>) = state
-            .expand_all(&transfer.sources)?
+        let sources = state.expand_all(&transfer.sources)?;
+        if let Some(git) = sources.iter().find(|source| is_add && is_git(source)) {
+            return Err(StepError::Git(git.clone()));
+        }
+        let (urls, local): (Vec<_>, Vec<_>) = sources
             .into_iter()
             .partition(|source| is_add && is_url(source));
         // A flag whose variables leave nothing is none.
