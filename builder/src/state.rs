@@ -104,6 +104,10 @@ impl StageState {
     #[must_use]
     pub fn start(mut image: ImageConfig, scope: Scope) -> Self {
         image.config.other.remove("OnBuild");
+        let workdir = &mut image.config.working_dir;
+        if !workdir.is_empty() && !workdir.starts_with('/') {
+            *workdir = metadata::joined("/", workdir);
+        }
         let mut state = Self {
             image,
             scope,

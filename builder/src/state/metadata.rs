@@ -152,7 +152,7 @@ fn workdir(state: &mut StageState, word: &Word) -> Result<String, StateError> {
 }
 
 /// `path` seen from `base`, without `.`, `..` and repeated or trailing slashes.
-fn joined(base: &str, path: &str) -> String {
+pub(super) fn joined(base: &str, path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in base.split('/').chain(path.split('/')) {
         match part {

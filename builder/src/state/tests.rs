@@ -204,6 +204,16 @@ fn what_comes_from_outside_reaches_run_and_never_the_image() {
 }
 
 #[test]
+fn the_working_directory_of_a_base_is_absolute() {
+    for (given, workdir) in [("app/./x", "/app/x"), ("/a/../b", "/a/../b"), ("", "/")] {
+        let mut image = ImageConfig::default();
+        given.clone_into(&mut image.config.working_dir);
+        let state = StageState::start(image, scope(&[], &[]));
+        assert_eq!(state.workdir(), workdir, "{given:?}");
+    }
+}
+
+#[test]
 fn a_derived_stage_inherits_variables_but_no_triggers() {
     let base = on_scratch("ARG A=1\nENV E=2\nCMD [\"x\"]\nONBUILD RUN y");
     assert_eq!(super::triggers(&base.image), ["RUN y"]);
