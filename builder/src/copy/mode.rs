@@ -132,15 +132,20 @@ impl ModeChange {
     pub fn apply(&self, mode: u32, is_directory: bool) -> u32 {
         match self {
             Self::Exactly(bits) => *bits,
-            Self::Symbolic(clauses) => clauses.iter().fold(mode & 0o7777, |mode, clause| {
-                clause.apply(mode, is_directory)
-            }),
+            Self::Symbolic(clauses) => {
+                // what `X` looks at is the mode from before all clauses
+                let any_executes = is_directory || mode & 0o111 != 0;
+                let mode = mode & 0o7777;
+                clauses
+                    .iter()
+                    .fold(mode, |mode, clause| clause.apply(mode, any_executes))
+            }
         }
     }
 }
 
 impl Clause {
-    fn apply(&self, mode: u32, is_directory: bool) -> u32 {
+    fn apply(&self, mode: u32, any_executes: bool) -> u32 {
         let everyone = |bits: u32| bits << 6 | bits << 3 | bits;
         let (permissions, special) = match self.what {
             What::Copy(shift) => (everyone(mode >> shift & 7), 0),
@@ -150,7 +155,7 @@ impl Clause {
                 set_id,
                 sticky,
             } => {
-                let execute = u32::from(execute_if_any && (is_directory || mode & 0o111 != 0));
+                let execute = u32::from(execute_if_any && any_executes);
                 let set_user = if set_id && self.who & 0o700 != 0 {
                     0o4000
                 } else {
@@ -161,21 +166,28 @@ impl Clause {
                 } else {
                     0
                 };
-                (
-                    everyone(bits | execute),
-                    set_user | set_group | if sticky { 0o1000 } else { 0 },
-                )
+                // others alone have no such bit
+                let sticky = if sticky && self.who & 0o770 != 0 {
+                    0o1000
+                } else {
+                    0
+                };
+                (everyone(bits | execute), set_user | set_group | sticky)
             }
         };
         let change = permissions & self.who | special;
         match self.operator {
             Operator::Add => mode | change,
             Operator::Remove => mode & !change,
-            // chmod(1) leaves a directory's set-ID bits alone unless they are named.
-            Operator::Set if is_directory => mode & !self.who | change,
             Operator::Set => {
-                let set_ids = if self.who & 0o700 != 0 { 0o4000 } else { 0 }
-                    | if self.who & 0o070 != 0 { 0o2000 } else { 0 };
+                // a copy of permissions leaves the set-ID bits alone
+                let set_ids = match self.what {
+                    What::Copy(_) => 0,
+                    What::Letters { .. } => {
+                        let user = if self.who & 0o700 != 0 { 0o4000 } else { 0 };
+                        user | if self.who & 0o070 != 0 { 0o2000 } else { 0 }
+                    }
+                };
                 mode & !(self.who | set_ids) | change
             }
         }
@@ -187,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chmod_gives_what_chmod_1_gives() {
+    fn chmod_gives_what_buildkit_gives() {
         for (text, mode, is_directory, expected) in [
             ("755", 0o600, false, 0o755),
             ("04711", 0o600, false, 0o4711),
@@ -203,6 +215,12 @@ mod tests {
             ("u=rwx", 0o4644, false, 0o744),
             ("u=rwx", 0o2755, true, 0o2755),
             ("u+r-w", 0o200, false, 0o400),
+            ("g=rx", 0o2755, true, 0o755),
+            ("go=u", 0o2755, true, 0o2777),
+            ("u+x,g+X", 0o644, false, 0o744),
+            ("o+t", 0o755, true, 0o755),
+            ("u=rwX,go=rX", 0o640, false, 0o644),
+            ("u=rwX,go=rX", 0o700, true, 0o755),
         ] {
             let change: ModeChange = text.parse().unwrap();
             assert_eq!(
