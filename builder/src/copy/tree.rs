@@ -313,7 +313,7 @@ impl<'a> Copier<'a> {
     fn give_mode(&self, metadata: &Stat, target: &Path) -> Result<(), CopyError> {
         attributes::chmod(
             CWD,
-            &self.into.path().join(target),
+            self.into.path().join(target),
             metadata.st_mode & 0o7777,
         )
         .map_err(|error| failed("set the mode of", target)(error.into()))
